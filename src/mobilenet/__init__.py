@@ -1,0 +1,1 @@
+"""MobileNet V1 and V2, from formula to labels."""

@@ -1,0 +1,667 @@
+"""MobileNet V1 and V2 as the papers' tables, and the flat list of layers that a table, an alpha and a resolution give.
+
+Read in this order: the two tables, `Conventions` (every point in which published MobileNets differ), `Layer`,
+`Network`, and the two functions `v1` and `v2` that users call. Shapes are (height, width, channels) throughout.
+Standard library only: no shape, channel count or layer name of a network is written anywhere but here.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, get_args
+
+from .checks import boolean, choice, exact_fields, fields, integer, number, refuse_unknown
+from .errors import UsageError
+
+Family = Literal["v1", "v2"]
+Kind = Literal["conv", "depthwise", "pointwise", "average_pool", "max_pool", "dense"]
+Activation = Literal["relu", "relu6", "linear"]
+Padding = Literal["same", "symmetric", "bottom_right"]
+Rounding = Literal["truncate", "divisible", "truncated_divisible", "rounded_divisible", "ceil"]
+Pooling = Literal["avg", "max"]
+Pads = tuple[tuple[int, int], tuple[int, int]]
+
+
+# ---------------------------------------------------------------------------------------------- the papers' tables
+
+
+class Separable(NamedTuple):
+    """Is one line of V1's Table 1: `repeats` depthwise separable convolutions to `channels`, the first with `stride`."""
+
+    channels: int
+    repeats: int
+    stride: int
+
+
+class Bottleneck(NamedTuple):
+    """Is one line of V2's Table 2: `repeats` inverted residuals, expansion t, to `channels`, the first with `stride`."""
+
+    expansion: int
+    channels: int
+    repeats: int
+    stride: int
+
+
+STEM_CHANNELS = 32  # both papers: a 3x3 convolution with stride 2
+V2_HEAD_CHANNELS = 1280
+
+# arXiv 1704.04861, Table 1. The print gives the last depthwise layer stride 2 with a 7x7 input and a 7x7 output; only
+# stride 1 gives the paper's own 569M multiply-adds (`Conventions.last_stride`).
+V1_TABLE = (
+    Separable(64, 1, 1),
+    Separable(128, 2, 2),
+    Separable(256, 2, 2),
+    Separable(512, 6, 2),
+    Separable(1024, 2, 2),
+)
+
+# arXiv 1801.04381, Table 2 (the first version of the preprint had the strides of the 64 and 96 lines swapped).
+V2_TABLE = (
+    Bottleneck(1, 16, 1, 1),
+    Bottleneck(6, 24, 2, 2),
+    Bottleneck(6, 32, 3, 2),
+    Bottleneck(6, 64, 4, 2),
+    Bottleneck(6, 96, 3, 1),
+    Bottleneck(6, 160, 3, 2),
+    Bottleneck(6, 320, 1, 1),
+)
+
+# Pixel scaling: (pixel - mean) / std on the 0..255 scale, one value for all channels or one each for red, green, blue.
+SCALINGS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "inception": ((127.5,), (127.5,)),  # to -1..1: slim, Keras, timm's V1
+    "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),  # torchvision, timm's V2
+    "unit": ((0.0,), (255.0,)),  # to 0..1: MLPerf Tiny
+}
+
+STRIDED_LAYERS = 5  # both tables halve the resolution five times: 224 -> 7
+
+
+# ------------------------------------------------------------------------------------------------------ conventions
+
+
+@dataclass(frozen=True)
+class Conventions:
+    """Names every choice in which published MobileNets differ, so that imported weights give the source's outputs.
+
+    Attributes:
+        padding: "same" as TensorFlow (the odd pixel of padding goes to the bottom right), "symmetric" as torch, or
+            "bottom_right" as Keras' V1 (strided depthwise layers always get (0, 1): the same as "same" on even sizes,
+            one output row less on odd ones).
+        activation: "relu" or "relu6". V2's projections are linear whatever this says.
+        batch_norm_epsilon: added to the variance: 1e-3 in TensorFlow, 1e-5 in torch.
+        batch_norm_momentum: share of the old running statistics that one training step keeps (torch's is 1 - this).
+        rounding: how `channels * alpha` becomes a whole number; see `scale_channels`.
+        divisor: what the "divisible" and "ceil" roundings round to.
+        min_width: least number of channels of a scaled layer.
+        fixed_stem: stem and, in V2, first block keep their width whatever alpha is (tonylins).
+        scale_head: V2's 1280 channels are scaled for alpha "above_one" only (the paper), "always" (slim without
+            `finegrain_classification_mode`) or "never".
+        expand_first: V2's first block (expansion 1) has a 1x1 expansion all the same (PaddleClas; 314M instead of 301M).
+        round_expansion: V2's expanded width is rounded to the divisor too (slim, Hugging Face).
+        last_stride: stride of V1's last depthwise layer: 1, or 2 as the paper's table and the source notes print it.
+        conv_bias: convolutions have a bias before batch norm (MLPerf Tiny).
+        dropout: probability that training drops a feature before the classifier.
+        scaling: pixel scaling, a key of `SCALINGS`.
+        background: class 0 is "background", so ImageNet has 1001 classes (slim, TFLite, Hugging Face).
+    """
+
+    padding: Padding = "same"
+    activation: Literal["relu", "relu6"] = "relu6"
+    batch_norm_epsilon: float = 1e-3
+    batch_norm_momentum: float = 0.99
+    rounding: Rounding = "truncate"
+    divisor: int = 8
+    min_width: int = 1
+    fixed_stem: bool = False
+    scale_head: Literal["above_one", "always", "never"] = "above_one"
+    expand_first: bool = False
+    round_expansion: bool = False
+    last_stride: int = 1
+    conv_bias: bool = False
+    dropout: float = 0.0
+    scaling: str = "inception"
+    background: bool = False
+
+    def __post_init__(self) -> None:
+        choice("padding", self.padding, get_args(Padding))
+        choice("activation", self.activation, ("relu", "relu6"))
+        number("batch_norm_epsilon", self.batch_norm_epsilon, 0.0, 1.0, open_low=True)
+        number("batch_norm_momentum", self.batch_norm_momentum, 0.0, 1.0)
+        choice("rounding", self.rounding, get_args(Rounding))
+        integer("divisor", self.divisor, 1, 1024)
+        integer("min_width", self.min_width, 1, 1024)
+        choice("scale_head", self.scale_head, ("above_one", "always", "never"))
+        integer("last_stride", self.last_stride, 1, 2)
+        number("dropout", self.dropout, 0.0, 1.0, open_high=True)
+        choice("scaling", self.scaling, tuple(SCALINGS))
+        for name in ("fixed_stem", "expand_first", "round_expansion", "conv_bias", "background"):
+            boolean(name, getattr(self, name))
+
+
+_TORCH: dict[str, Any] = {"padding": "symmetric", "batch_norm_epsilon": 1e-5, "batch_norm_momentum": 0.9}
+
+_PRESETS: Mapping[Family, Mapping[str, Conventions]] = {
+    "v1": {
+        "paper": Conventions(activation="relu", dropout=0.001),
+        "notes": Conventions(activation="relu", last_stride=2),
+        "keras": Conventions(padding="bottom_right", dropout=0.001),
+        "slim": Conventions(min_width=8, batch_norm_momentum=0.9997, dropout=0.001, background=True),
+        "timm": Conventions(**_TORCH, rounding="divisible"),
+        "huggingface": Conventions(min_width=8, batch_norm_momentum=0.9997, dropout=0.001, background=True),
+        "paddle": Conventions(**_TORCH, activation="relu", scaling="imagenet"),
+        "mlperf_tiny": Conventions(activation="relu", conv_bias=True, scaling="unit"),
+    },
+    "v2": {
+        "paper": Conventions(rounding="divisible", dropout=0.2),
+        "notes": Conventions(rounding="truncated_divisible", batch_norm_momentum=0.999),
+        "keras": Conventions(rounding="truncated_divisible", batch_norm_momentum=0.999),
+        "slim": Conventions(
+            rounding="divisible", round_expansion=True, batch_norm_momentum=0.997, dropout=0.2, background=True
+        ),
+        "torchvision": Conventions(**_TORCH, rounding="divisible", dropout=0.2, scaling="imagenet"),
+        "timm": Conventions(**_TORCH, rounding="divisible", scaling="imagenet"),
+        "huggingface": Conventions(
+            rounding="rounded_divisible", round_expansion=True, batch_norm_momentum=0.997, dropout=0.2, background=True
+        ),
+        "tonylins": Conventions(**_TORCH, rounding="ceil", fixed_stem=True, scaling="imagenet"),
+        "d-li14": Conventions(**_TORCH, rounding="divisible", scaling="imagenet"),
+        "paddle": Conventions(**_TORCH, rounding="truncate", expand_first=True, scaling="imagenet"),
+    },
+}
+
+
+def sources(family: Family) -> tuple[str, ...]:
+    """Returns the names of the sources whose conventions are known for `family` ("v1" or "v2")."""
+    choice("family", family, ("v1", "v2"))
+    return tuple(_PRESETS[family])
+
+
+def conventions(family: Family, source: str = "paper", **changes: Any) -> Conventions:
+    """Returns the conventions of a source ("paper", "keras", "torchvision", …), with single fields replaced.
+
+    Raises:
+        UsageError: names the unknown source or field, with the nearest known one, or the value outside its rule.
+    """
+    known = sources(family)
+    if source not in known:
+        raise UsageError(
+            f"conventions: {source!r} is not a source of MobileNet {family.upper()}; known are {', '.join(known)}"
+        )
+    refuse_unknown("conventions", changes, fields(Conventions))
+    return dataclasses.replace(_PRESETS[family][source], **changes)
+
+
+def scale_channels(channels: int, alpha: float, conv: Conventions, *, in_block: bool = True) -> int:
+    """Returns the width of a layer of `channels` channels under the width multiplier alpha.
+
+    The rules, by name: "truncate" `int(c·alpha)` (the V1 papers' code, Keras' V1); "divisible" the multiple of
+    `divisor` nearest to `c·alpha`, one more if that loses over 10% (V2, torchvision, timm); "truncated_divisible" the
+    same of `int(c·alpha)` inside blocks (Keras' V2); "rounded_divisible" the same of `round(c·alpha)` (Hugging Face);
+    "ceil" the next multiple up (tonylins).
+    """
+    value = channels * alpha
+    if conv.rounding == "truncate":
+        return max(int(value), conv.min_width)
+    if conv.rounding == "ceil":
+        return max(math.ceil(value / conv.divisor) * conv.divisor, conv.min_width)
+    if conv.rounding == "truncated_divisible" and in_block:
+        value = int(value)
+    elif conv.rounding == "rounded_divisible":
+        value = round(value)
+    return _divisible(value, conv)
+
+
+def _divisible(value: float, conv: Conventions) -> int:
+    nearest = max(conv.divisor, conv.min_width, int(value + conv.divisor / 2) // conv.divisor * conv.divisor)
+    return nearest + conv.divisor if nearest < 0.9 * value else nearest
+
+
+# ---------------------------------------------------------------------------------------------- layers and networks
+
+
+class Shape(NamedTuple):
+    """Is the shape of one image's activations: height, width, channels."""
+
+    height: int
+    width: int
+    channels: int
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return self.height * self.width * self.channels
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Is one layer with every shape: a convolution with its batch norm and activation, a pooling, or the classifier.
+
+    Attributes:
+        name: unique, the prefix of its tensors: "stem", "block3.expand", "block3.depthwise", "classifier", …
+        kind: "conv" (standard), "depthwise", "pointwise" (1x1), "average_pool", "max_pool" or "dense".
+        block: index of the block the layer belongs to; None for stem, head, pool and classifier.
+        input, output: shapes of one image before and after.
+        kernel: side of the square kernel.
+        stride: in both directions.
+        padding: ((top, bottom), (left, right)) rows and columns of zeros that the outputs do read.
+        activation: "relu", "relu6" or "linear", after batch norm.
+        batch_norm: whether batch norm follows.
+        bias: whether the layer has a bias of its own.
+        adds: name of the layer whose output is added to this one's (V2's shortcut between bottlenecks), or None.
+    """
+
+    name: str
+    kind: Kind
+    block: int | None
+    input: Shape
+    output: Shape
+    kernel: int = 1
+    stride: int = 1
+    padding: Pads = ((0, 0), (0, 0))
+    activation: Activation = "linear"
+    batch_norm: bool = False
+    bias: bool = False
+    adds: str | None = None
+
+    @cached_property
+    def weight_shape(self) -> tuple[int, ...] | None:
+        """Shape of the weight: conv [k, k, in, out], depthwise [k, k, channels], pointwise and dense [in, out]."""
+        ins, outs = self.input.channels, self.output.channels
+        match self.kind:
+            case "conv":
+                return (self.kernel, self.kernel, ins, outs)
+            case "depthwise":
+                return (self.kernel, self.kernel, outs)
+            case "pointwise" | "dense":
+                return (ins, outs)
+            case _:
+                return None
+
+    @cached_property
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of each tensor of the layer, in the order of the file."""
+        if self.weight_shape is None:
+            return {}
+        channels = (self.output.channels,)
+        found = {f"{self.name}.weight": self.weight_shape}
+        if self.bias:
+            found[f"{self.name}.bias"] = channels
+        if self.batch_norm:
+            found |= {f"{self.name}.{part}": channels for part in BATCH_NORM}
+        return found
+
+
+BATCH_NORM = ("gamma", "beta", "mean", "variance")
+STATISTICS = ("mean", "variance")  # the tensors that training does not learn
+
+
+@dataclass(frozen=True)
+class Network:
+    """Is one member of the families: what was asked for, and from it every layer with every shape. Holds no weights.
+
+    Attributes:
+        family: "v1" or "v2".
+        alpha: the width multiplier, > 0.
+        height, width: of the input in pixels, from 32 up, odd and non-square allowed.
+        channels: of the input, 3 for colour photos.
+        classes: outputs of the classifier.
+        include_top: with average pooling and classifier; without, the output is the last feature map.
+        pooling: without the top: None keeps the feature map, "avg" or "max" reduces it to a vector.
+        downsampling: input side over last feature map's side: 32 as in the papers; 16, 8, 4, 2 or 1 make the first
+            strided layers keep the resolution, which suits small photos (8 for 32x32).
+        separable: False gives the twin in which one standard convolution stands for each depthwise layer and the
+            pointwise layer after it (the V1 paper's "Conv MobileNet", Table 4).
+        conventions: see `Conventions`.
+    """
+
+    family: Family
+    alpha: float
+    height: int
+    width: int
+    channels: int
+    classes: int
+    include_top: bool
+    pooling: Pooling | None
+    downsampling: int
+    separable: bool
+    conventions: Conventions
+
+    def __post_init__(self) -> None:
+        choice("family", self.family, ("v1", "v2"))
+        number("alpha", self.alpha, 0.0, 1e6, open_low=True)
+        integer("height", self.height, MIN_RESOLUTION, MAX_RESOLUTION)
+        integer("width", self.width, MIN_RESOLUTION, MAX_RESOLUTION)
+        integer("channels", self.channels, 1, 1024)
+        integer("classes", self.classes, 1, MAX_CLASSES)
+        boolean("include_top", self.include_top)
+        choice("pooling", self.pooling, (None, "avg", "max"))
+        if self.include_top and self.pooling is not None:
+            raise UsageError(
+                f"pooling: {self.pooling!r} only applies without the top (include_top=False); leave it out, "
+                "the classifier always follows average pooling"
+            )
+        choice("downsampling", self.downsampling, tuple(2**n for n in range(STRIDED_LAYERS, -1, -1)))
+        boolean("separable", self.separable)
+        if not isinstance(self.conventions, Conventions):
+            raise UsageError(
+                f"conventions: got {self.conventions!r}, needed a Conventions; see mobilenet.conventions()"
+            )
+        for layer in self.layers:
+            if max(layer.output.channels, layer.input.channels) > MAX_WIDTH:
+                raise UsageError(
+                    f"alpha: {self.alpha} makes layer {layer.name!r} {layer.output.channels} channels wide; "
+                    f"the limit is {MAX_WIDTH}"
+                )
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers in the order of computation."""
+        return tuple(_Builder(self).layers())
+
+    @cached_property
+    def by_name(self) -> dict[str, Layer]:
+        """The layers by name."""
+        return {layer.name: layer for layer in self.layers}
+
+    @cached_property
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor, in the order of the layers: what a file of weights must hold, exactly."""
+        return {name: shape for layer in self.layers for name, shape in layer.tensors.items()}
+
+    @property
+    def input(self) -> Shape:
+        """Shape of one input image."""
+        return Shape(self.height, self.width, self.channels)
+
+    @property
+    def output(self) -> Shape:
+        """Shape of one image's output: (1, 1, classes) with the top."""
+        return self.layers[-1].output
+
+    @cached_property
+    def taps(self) -> dict[int, str]:
+        """For each stride (input side over feature map side) the last block output, or stem, at that resolution.
+
+        V2's tap at the last stride is the output of the last bottleneck (320 channels), not of the 1x1 head.
+        """
+        found: dict[int, str] = {}
+        stride = 1
+        for layer in self.layers:
+            if layer.block is not None or layer.name == "stem":
+                stride *= layer.stride
+                found[stride] = layer.name
+        # A stem or first half of a block that a later layer of the same stride follows has been overwritten above; a
+        # block that changes the stride leaves the end of the block before it as the last at its own stride...
+        return {s: self._end_of_block(name) for s, name in found.items()}
+
+    def _end_of_block(self, name: str) -> str:
+        # ...but an expansion runs at the resolution of the block before it: step back to that block's end.
+        layer, index = self.by_name[name], self.layers.index(self.by_name[name])
+        if layer.block is None or self.layers[index + 1].block != layer.block:
+            return name
+        while self.layers[index].block == layer.block:
+            index -= 1
+        return self.layers[index].name
+
+    def replace(self, **changes: Any) -> "Network":
+        """Returns the same network with some fields changed, checked and derived anew."""
+        refuse_unknown("network", changes, fields(Network))
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as plain data, the inverse of `from_dict`."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> "Network":
+        """Builds a network from `to_dict`'s data: all fields given, none unknown.
+
+        Raises:
+            UsageError: names the field that is missing, unknown (with the nearest known one) or outside its rule.
+        """
+        given = exact_fields("network", data, Network)
+        conv = Conventions(**exact_fields("conventions", given["conventions"], Conventions))
+        return Network(**given | {"conventions": conv})
+
+    def __str__(self) -> str:
+        top = f"{self.classes} classes" if self.include_top else "no top"
+        kind = "" if self.separable else " of standard convolutions"
+        return f"MobileNet{self.family.upper()}{kind} alpha {self.alpha:g} {self.height}x{self.width}x{self.channels} {top}"
+
+
+MIN_RESOLUTION = 32
+MAX_RESOLUTION = 8192
+MAX_CLASSES = 1_000_000
+MAX_WIDTH = 1 << 16
+
+
+def v1(
+    alpha: float = 1.0,
+    resolution: int | tuple[int, int] = 224,
+    classes: int | None = None,
+    *,
+    channels: int = 3,
+    include_top: bool = True,
+    pooling: Pooling | None = None,
+    downsampling: int = 32,
+    separable: bool = True,
+    conventions: str | Conventions = "paper",
+) -> Network:
+    """Describes a MobileNet V1 (arXiv 1704.04861, Table 1).
+
+    Args:
+        alpha: the width multiplier; the paper's are 1, 0.75, 0.5, 0.25.
+        resolution: of the input, one side or (height, width), from 32 up; the paper's are 224, 192, 160, 128.
+        classes: outputs of the classifier; None for ImageNet's 1000, or 1001 where the source has a background class.
+        conventions: the name of a source (`sources("v1")`) or a `Conventions`.
+        channels, include_top, pooling, downsampling, separable: see `Network`.
+
+    Raises:
+        UsageError: names the argument, its value and the rule.
+    """
+    return _network(
+        "v1", alpha, resolution, classes, channels, include_top, pooling, downsampling, separable, conventions
+    )
+
+
+def v2(
+    alpha: float = 1.0,
+    resolution: int | tuple[int, int] = 224,
+    classes: int | None = None,
+    *,
+    channels: int = 3,
+    include_top: bool = True,
+    pooling: Pooling | None = None,
+    downsampling: int = 32,
+    separable: bool = True,
+    conventions: str | Conventions = "paper",
+) -> Network:
+    """Describes a MobileNet V2 (arXiv 1801.04381, Table 2).
+
+    Args:
+        alpha: the width multiplier; published are 1.4, 1.3, 1, 0.75, 0.5, 0.35.
+        resolution: of the input, one side or (height, width), from 32 up; published are 224, 192, 160, 128, 96.
+        classes: outputs of the classifier; None for ImageNet's 1000, or 1001 where the source has a background class.
+        conventions: the name of a source (`sources("v2")`) or a `Conventions`.
+        channels, include_top, pooling, downsampling, separable: see `Network`.
+
+    Raises:
+        UsageError: names the argument, its value and the rule.
+    """
+    return _network(
+        "v2", alpha, resolution, classes, channels, include_top, pooling, downsampling, separable, conventions
+    )
+
+
+def _network(
+    family: Family,
+    alpha: float,
+    resolution: int | tuple[int, int],
+    classes: int | None,
+    channels: int,
+    include_top: bool,
+    pooling: Pooling | None,
+    downsampling: int,
+    separable: bool,
+    conv: str | Conventions,
+) -> Network:
+    if isinstance(resolution, int):
+        integer("resolution", resolution, MIN_RESOLUTION, MAX_RESOLUTION)
+        resolution = (resolution, resolution)
+    if not (isinstance(resolution, tuple | list) and len(resolution) == 2):
+        raise UsageError(f"resolution: got {resolution!r}, needed one side or (height, width) in pixels")
+    chosen = conventions(family, conv) if isinstance(conv, str) else conv
+    if classes is None:
+        classes = 1001 if isinstance(chosen, Conventions) and chosen.background else 1000
+    return Network(
+        family=family,
+        alpha=alpha,
+        height=resolution[0],
+        width=resolution[1],
+        channels=channels,
+        classes=classes,
+        include_top=include_top,
+        pooling=pooling,
+        downsampling=downsampling,
+        separable=separable,
+        conventions=chosen,
+    )
+
+
+class _Builder:
+    """Lays the table's rows out as layers, carrying the shape from each to the next."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.conv = network.conventions
+        self.shape = network.input
+        self.built: list[Layer] = []
+        self.kept_strides = STRIDED_LAYERS - int(math.log2(network.downsampling))  # strided layers still to flatten
+
+    def layers(self) -> list[Layer]:
+        stem = STEM_CHANNELS if self.conv.fixed_stem else self._width(STEM_CHANNELS, in_block=False)
+        self._convolve("stem", "conv", None, stem, 3, self._stride(2))
+        if self.network.family == "v1":
+            self._v1_blocks()
+        else:
+            self._v2_blocks()
+            self._convolve("head", "pointwise", None, self._head_width())
+        self._top()
+        return self.built
+
+    def _v1_blocks(self) -> None:
+        rows = [(row.channels, row.stride if n == 0 else 1) for row in V1_TABLE for n in range(row.repeats)]
+        for index, (channels, stride) in enumerate(rows):
+            stride = self._stride(stride) if index < len(rows) - 1 else self.conv.last_stride
+            self._separable(index, "pointwise", self._width(channels), stride, self.conv.activation)
+
+    def _v2_blocks(self) -> None:
+        rows = [(row, row.stride if n == 0 else 1) for row in V2_TABLE for n in range(row.repeats)]
+        for index, (row, table_stride) in enumerate(rows):
+            stride = self._stride(table_stride)
+            keeps_width = self.conv.fixed_stem and index == 0
+            channels = row.channels if keeps_width else self._width(row.channels)
+            # Every source adds the shortcut wherever shapes allow, so the first block has one at the alphas that round
+            # 32 and 16 channels to the same width (0.25 and below).
+            shortcut = self.built[-1].name if stride == 1 and self.shape.channels == channels else None
+            expanded = row.expansion * self.shape.channels
+            if self.conv.round_expansion and row.expansion > 1:
+                expanded = _divisible(expanded, self.conv)
+            if row.expansion > 1 or self.conv.expand_first:
+                self._convolve(f"block{index}.expand", "pointwise", index, expanded)
+            self._separable(index, "project", channels, stride, "linear", shortcut)
+
+    def _separable(
+        self, block: int, second: str, channels: int, stride: int, activation: Activation, adds: str | None = None
+    ) -> None:
+        """Appends depthwise and pointwise, or the standard convolution that stands for both in the twin."""
+        if self.network.separable:
+            self._convolve(f"block{block}.depthwise", "depthwise", block, self.shape.channels, 3, stride)
+            self._convolve(f"block{block}.{second}", "pointwise", block, channels, activation=activation, adds=adds)
+        else:
+            self._convolve(f"block{block}.conv", "conv", block, channels, 3, stride, activation, adds)
+
+    def _convolve(
+        self,
+        name: str,
+        kind: Kind,
+        block: int | None,
+        channels: int,
+        kernel: int = 1,
+        stride: int = 1,
+        activation: Activation | None = None,
+        adds: str | None = None,
+    ) -> None:
+        if channels < 1:
+            raise UsageError(
+                f"alpha: {self.network.alpha} leaves layer {name!r} without channels; "
+                f"take a larger alpha or a rounding other than {self.conv.rounding!r}"
+            )
+        corner = self.conv.padding == "bottom_right" and kind == "depthwise" and stride == 2
+        height, vertical = _convolved(self.shape.height, kernel, stride, self.conv.padding, corner)
+        width, horizontal = _convolved(self.shape.width, kernel, stride, self.conv.padding, corner)
+        if height < 1 or width < 1:
+            raise UsageError(
+                f"height, width: {self.network.height}x{self.network.width} leaves layer {name!r} no output; "
+                "take a larger resolution or a smaller downsampling"
+            )
+        self._append(
+            Layer(
+                name,
+                kind,
+                block,
+                self.shape,
+                Shape(height, width, channels),
+                kernel,
+                stride,
+                (vertical, horizontal),
+                activation or self.conv.activation,
+                batch_norm=True,
+                bias=self.conv.conv_bias,
+                adds=adds,
+            )
+        )
+
+    def _top(self) -> None:
+        pooled = Shape(1, 1, self.shape.channels)
+        if self.network.include_top:
+            self._append(Layer("pool", "average_pool", None, self.shape, pooled))
+            self._append(Layer("classifier", "dense", None, pooled, Shape(1, 1, self.network.classes), bias=True))
+        elif self.network.pooling is not None:
+            kind: Kind = "average_pool" if self.network.pooling == "avg" else "max_pool"
+            self._append(Layer("pool", kind, None, self.shape, pooled))
+
+    def _append(self, layer: Layer) -> None:
+        self.built.append(layer)
+        self.shape = layer.output
+
+    def _width(self, channels: int, *, in_block: bool = True) -> int:
+        return scale_channels(channels, self.network.alpha, self.conv, in_block=in_block)
+
+    def _head_width(self) -> int:
+        rule = self.conv.scale_head
+        scaled = rule == "always" or (rule == "above_one" and self.network.alpha > 1)
+        return self._width(V2_HEAD_CHANNELS, in_block=False) if scaled else V2_HEAD_CHANNELS
+
+    def _stride(self, stride: int) -> int:
+        """Returns the table's stride, or 1 for as many of the first strided layers as `downsampling` flattens."""
+        if stride == 2 and self.kept_strides > 0:
+            self.kept_strides -= 1
+            return 1
+        return stride
+
+
+def _convolved(size: int, kernel: int, stride: int, padding: Padding, corner: bool) -> tuple[int, tuple[int, int]]:
+    """Returns the output size in one direction and the (before, after) zeros that the outputs do read."""
+    if padding == "symmetric":
+        before = (kernel - 1) // 2
+        out = (size + 2 * before - kernel) // stride + 1
+    elif corner:
+        before = 0
+        out = (size + 1 - kernel) // stride + 1
+    else:
+        out = -(-size // stride)
+        before = max((out - 1) * stride + kernel - size, 0) // 2
+    return out, (before, max((out - 1) * stride + kernel - size - before, 0))
