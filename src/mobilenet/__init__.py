@@ -1,1 +1,75 @@
-"""MobileNet V1 and V2, from formula to labels."""
+"""MobileNet V1 and V2, from formula to labels.
+
+    import mobilenet
+
+    network = mobilenet.v2(alpha=0.5, resolution=160, classes=10)  # or v1; an architecture, no weights
+    print(mobilenet.cost(network))
+    model = mobilenet.load("flowers/")  # or mobilenet.create(network)
+    model.predict("rose.jpg").top(5)
+
+Names are imported when they are first asked for: numpy comes with the first model, torch with the first training.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+# Imported at once: importing the module `mobilenet.cost` later would put the module in the place of the function.
+from .cost import cost as cost
+
+if TYPE_CHECKING:
+    from .arch import Conventions as Conventions
+    from .arch import Layer as Layer
+    from .arch import Network as Network
+    from .arch import Shape as Shape
+    from .arch import conventions as conventions
+    from .arch import sources as sources
+    from .arch import v1 as v1
+    from .arch import v2 as v2
+    from .engine import Engine as Engine
+    from .errors import DataError as DataError
+    from .errors import DatasetError as DatasetError
+    from .errors import GateError as GateError
+    from .errors import MobileNetError as MobileNetError
+    from .errors import ModelError as ModelError
+    from .errors import PhotoError as PhotoError
+    from .errors import UsageError as UsageError
+    from .model import MobileNet as MobileNet
+    from .model import MobileNetV2 as MobileNetV2
+    from .model import Model as Model
+    from .model import Prediction as Prediction
+    from .model import create as create
+    from .model import load as load
+    from .preprocessing import Preprocessing as Preprocessing
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "arch": ("Conventions", "Layer", "Network", "Shape", "conventions", "sources", "v1", "v2"),
+    "engine": ("Engine",),
+    "errors": (
+        "DataError",
+        "DatasetError",
+        "GateError",
+        "MobileNetError",
+        "ModelError",
+        "PhotoError",
+        "UsageError",
+    ),
+    "model": ("MobileNet", "MobileNetV2", "Model", "Prediction", "create", "load"),
+    "preprocessing": ("Preprocessing",),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", "cost", *sorted(_HOME)]  # pyright: ignore
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -28,7 +28,7 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
 class Separable(NamedTuple):
-    """Is one line of V1's Table 1: `repeats` depthwise separable convolutions to `channels`, the first with `stride`."""
+    """Is a line of V1's Table 1: `repeats` depthwise separable convolutions to `channels`, the first with `stride`."""
 
     channels: int
     repeats: int
@@ -36,7 +36,7 @@ class Separable(NamedTuple):
 
 
 class Bottleneck(NamedTuple):
-    """Is one line of V2's Table 2: `repeats` inverted residuals, expansion t, to `channels`, the first with `stride`."""
+    """Is a line of V2's Table 2: `repeats` inverted residuals, expansion t, to `channels`, the first with `stride`."""
 
     expansion: int
     channels: int
@@ -98,7 +98,7 @@ class Conventions:
         fixed_stem: stem and, in V2, first block keep their width whatever alpha is (tonylins).
         scale_head: V2's 1280 channels are scaled for alpha "above_one" only (the paper), "always" (slim without
             `finegrain_classification_mode`) or "never".
-        expand_first: V2's first block (expansion 1) has a 1x1 expansion all the same (PaddleClas; 314M instead of 301M).
+        expand_first: V2's first block (expansion 1) has a 1x1 expansion all the same (PaddleClas; 314M MACs, not 301M).
         round_expansion: V2's expanded width is rounded to the divisor too (slim, Hugging Face).
         last_stride: stride of V1's last depthwise layer: 1, or 2 as the paper's table and the source notes print it.
         conv_bias: convolutions have a bias before batch norm (MLPerf Tiny).
@@ -349,7 +349,7 @@ class Network:
                 f"conventions: got {self.conventions!r}, needed a Conventions; see mobilenet.conventions()"
             )
         for layer in self.layers:
-            if max(layer.output.channels, layer.input.channels) > MAX_WIDTH:
+            if layer.kind != "dense" and layer.output.channels > MAX_WIDTH:
                 raise UsageError(
                     f"alpha: {self.alpha} makes layer {layer.name!r} {layer.output.channels} channels wide; "
                     f"the limit is {MAX_WIDTH}"
@@ -428,7 +428,8 @@ class Network:
     def __str__(self) -> str:
         top = f"{self.classes} classes" if self.include_top else "no top"
         kind = "" if self.separable else " of standard convolutions"
-        return f"MobileNet{self.family.upper()}{kind} alpha {self.alpha:g} {self.height}x{self.width}x{self.channels} {top}"
+        size = f"{self.height}x{self.width}x{self.channels}"
+        return f"MobileNet{self.family.upper()}{kind} alpha {self.alpha:g} {size} {top}"
 
 
 MIN_RESOLUTION = 32
@@ -594,11 +595,6 @@ class _Builder:
         activation: Activation | None = None,
         adds: str | None = None,
     ) -> None:
-        if channels < 1:
-            raise UsageError(
-                f"alpha: {self.network.alpha} leaves layer {name!r} without channels; "
-                f"take a larger alpha or a rounding other than {self.conv.rounding!r}"
-            )
         corner = self.conv.padding == "bottom_right" and kind == "depthwise" and stride == 2
         height, vertical = _convolved(self.shape.height, kernel, stride, self.conv.padding, corner)
         width, horizontal = _convolved(self.shape.width, kernel, stride, self.conv.padding, corner)

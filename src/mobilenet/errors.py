@@ -2,7 +2,7 @@
 
 
 class MobileNetError(Exception):
-    """Is the parent of every error that `mobilenet` raises on purpose; the command line prints its text, no traceback."""
+    """Is the parent of every error that `mobilenet` raises on purpose; the command line prints its text only."""
 
     exit_code = 1
 

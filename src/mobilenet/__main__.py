@@ -1,0 +1,6 @@
+"""`python -m mobilenet` is the command `mobilenet`; torchrun starts it this way."""
+
+from .cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

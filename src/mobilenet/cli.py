@@ -1,0 +1,327 @@
+"""The command `mobilenet`: arguments in, one function call, text or one JSON document out, and an exit code.
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 bad data, 4 a quality gate failed; 130 and 143 after an interrupt. argparse and
+not a richer library because its import takes 8 ms of the 0.2 s that `mobilenet cost` may take; each handler imports
+what it needs, so that `cost` starts without numpy and `predict` without torch.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .errors import GateError, MobileNetError
+
+Arguments = argparse.Namespace
+
+
+@dataclass(frozen=True)
+class Command:
+    """Is one subcommand: its line in the help, an example, its arguments and its handler, which returns an exit code."""
+
+    help: str
+    example: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[Arguments], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line `argv` (default: the process's) and returns the exit code."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    try:
+        args = _parser(given).parse_args(given)
+    except SystemExit as stop:  # argparse has printed its help or error
+        return int(stop.code or 0)
+    try:
+        return int(args.run(args))
+    except MobileNetError as error:
+        return _failed(args, str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _failed(args, "interrupted", 130)
+    except BrokenPipeError:  # the reader of our output (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (OSError, MemoryError) as error:
+        return _failed(args, f"{type(error).__name__}: {error}", 1)
+
+
+def _failed(args: Arguments, text: str, code: int) -> int:
+    print(f"mobilenet {args.command}: {text}", file=sys.stderr)
+    if getattr(args, "json", False):
+        print(json.dumps({"error": text, "exit_code": code}))
+    return code
+
+
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mobilenet",
+        description="MobileNet V1 and V2, from formula to labels.",
+        epilog="examples:\n" + "\n".join(f"  {command.example}" for command in COMMANDS.values()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"mobilenet {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    named = next((word for word in argv if not word.startswith("-")), None)
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(
+            name,
+            help=command.help,
+            description=f"{command.help[0].upper()}{command.help[1:]}.",
+            epilog=f"example:\n  {command.example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        if name == named:  # the others' arguments may need imports that this command does not
+            command.arguments(sub)
+            sub.add_argument("--json", action="store_true", help="one JSON document on stdout, all else on stderr")
+            sub.set_defaults(run=command.run)
+    return parser
+
+
+def _emit(args: Arguments, document: Any, text: str) -> None:
+    print(json.dumps(document, indent=2, allow_nan=False) if args.json else text)
+
+
+# ------------------------------------------------------------------------------------------------- cost and choose
+
+
+def _network_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("family", choices=("v1", "v2"), help="which of the two families")
+    parser.add_argument("--alpha", type=float, default=1.0, help="width multiplier (default 1)")
+    parser.add_argument("--resolution", type=_resolution, default=224, metavar="N|HxW", help="input size (default 224)")
+    parser.add_argument("--classes", type=int, help="outputs of the classifier (default 1000, or the source's 1001)")
+    parser.add_argument("--channels", type=int, default=3, help="input channels (default 3)")
+    parser.add_argument("--no-top", action="store_true", help="without pooling and classifier")
+    parser.add_argument("--pooling", choices=("avg", "max"), help="pooling without the top")
+    parser.add_argument("--downsampling", type=int, default=32, help="32 as the papers; 8 suits 32x32 photos")
+    parser.add_argument("--standard", action="store_true", help="the twin made of standard convolutions")
+    parser.add_argument("--source", default="paper", help="whose conventions: paper, keras, torchvision, timm, slim, …")
+
+
+def _resolution(text: str) -> int | tuple[int, int]:
+    sides = [int(side) for side in text.lower().split("x")]
+    if len(sides) > 2:
+        raise ValueError(text)
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
+
+
+def _network(args: Arguments) -> Any:
+    from . import arch
+
+    return {"v1": arch.v1, "v2": arch.v2}[args.family](
+        args.alpha,
+        args.resolution,
+        args.classes,
+        channels=args.channels,
+        include_top=not args.no_top,
+        pooling=args.pooling,
+        downsampling=args.downsampling,
+        separable=not args.standard,
+        conventions=args.source,
+    )
+
+
+def _cost_arguments(parser: argparse.ArgumentParser) -> None:
+    from .cost import VIEWS
+
+    _network_arguments(parser)
+    parser.add_argument("--view", choices=VIEWS, default="layers", help="how to group the rows (default layers)")
+    parser.add_argument("--bytes", type=int, default=4, choices=(1, 2, 4), help="per activation and weight (default 4)")
+
+
+def _cost(args: Arguments) -> int:
+    from .cost import cost
+
+    found = cost(_network(args), bytes_per_element=args.bytes)
+    _emit(args, found.to_dict(), found.table(args.view))
+    return 0
+
+
+def _choose_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--macs", help="most multiply-adds, as 100M")
+    parser.add_argument("--params", help="most parameters, as 3M")
+    parser.add_argument("--memory", help="most memory for activations at their peak, as 1MB")
+    parser.add_argument("--size", help="most bytes of weights, as 2MB")
+    parser.add_argument("--classes", type=int, default=1000, help="outputs of the classifier (default 1000)")
+    parser.add_argument("--family", choices=("v1", "v2"), help="only this family")
+    parser.add_argument("--bytes", type=int, default=4, choices=(1, 2, 4), help="per activation and weight (default 4)")
+    parser.add_argument("--limit", type=int, default=20, help="rows of the table (default 20)")
+
+
+def _choose(args: Arguments) -> int:
+    from . import cost
+
+    def amount(name: str, unit: str) -> int | None:
+        text = getattr(args, name)
+        return None if text is None else cost.parse_amount(text, unit)
+
+    found = cost.choose(
+        macs=amount("macs", "count"),
+        params=amount("params", "count"),
+        memory=amount("memory", "bytes"),
+        size=amount("size", "bytes"),
+        classes=args.classes,
+        families=(args.family,) if args.family else ("v1", "v2"),
+        bytes_per_element=args.bytes,
+    )
+    _emit(args, [candidate.to_dict() for candidate in found], cost.choose_table(found, args.limit))
+    return 0
+
+
+# ------------------------------------------------------------------------------------------- data, train, evaluate
+
+
+def _data_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("check",), help="check: decode every photo, find duplicates and imbalance")
+    parser.add_argument("photos", type=Path, help="folder, CSV or JSON lines")
+
+
+def _data(args: Arguments) -> int:
+    from . import dataset
+
+    report = dataset.check(dataset.read(args.photos), progress=_progress("checking"))
+    _emit(args, report.to_dict(), str(report))
+    return 0 if report.ok else 3
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    from . import recipe
+
+    parser.add_argument("photos", type=Path, help="folder with a folder a class (or train/ val/ test/), CSV or JSON lines")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="model folder to make")
+    parser.add_argument("--from", dest="start_from", type=Path, metavar="MODEL", help="begin with this model's weights")
+    parser.add_argument("--resume", action="store_true", help="go on with the training in the output folder")
+    recipe.add_arguments(parser)
+
+
+def _train(args: Arguments) -> int:
+    from . import recipe, train
+
+    result = train.train(
+        args.photos, args.output, recipe.settings_from(args), start_from=args.start_from, resume=args.resume
+    )
+    _emit(args, result.to_dict(), str(result))
+    return 0
+
+
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, help="model folder")
+    parser.add_argument("photos", type=Path, help="folder with a folder a class (or train/ val/ test/), CSV or JSON lines")
+    parser.add_argument("--split", choices=("train", "val", "test", "all"), help="default: test, else val, else all")
+    parser.add_argument("--report", type=Path, metavar="HTML", help="where the report goes (default MODEL/report.html)")
+    parser.add_argument("--no-report", action="store_true", help="figures only")
+    parser.add_argument("--min-top1", type=float, metavar="P", help="exit with code 4 when top-1 (0 to 1) is below this")
+
+
+def _evaluate(args: Arguments) -> int:
+    from .evaluate import evaluate
+    from .model import load
+    from .report import write_report
+
+    model = load(args.model)
+    found = evaluate(model, args.photos, split=args.split, progress=_progress("evaluating"))
+    report = None if args.no_report else args.report or args.model / "report.html"
+    if report:
+        write_report(report, model, found, args.model)
+    _emit(args, found.to_dict() | {"report": report and str(report)}, f"{found}\n" + (f"report: {report}" if report else ""))
+    if args.min_top1 is not None and found.top1 < args.min_top1:
+        raise GateError(f"top-1 is {found.top1:.4f}, below the {args.min_top1} that --min-top1 asks for")
+    return 0
+
+
+def _predict_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, help="model folder")
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="photos, folders, globs, @list.txt, or - for stdin")
+    parser.add_argument("--top", type=int, default=5, help="labels a photo (default 5)")
+    parser.add_argument("--format", choices=("table", "jsonl", "csv"), default="table", help="default table")
+
+
+def _predict(args: Arguments) -> int:
+    from .model import load
+    from .predict import photo_paths, predict_paths, write_rows
+
+    rows = predict_paths(load(args.model), photo_paths(args.paths), top=args.top)
+    failures = write_rows(rows, "json" if args.json else args.format, sys.stdout)
+    return 3 if failures else 0
+
+
+def _progress(what: str) -> Callable[[int, int], None]:
+    from .progress import counter
+
+    return counter(what)
+
+
+# ----------------------------------------------------------------------------------------------------- demo, doctor
+
+
+def _demo_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", type=Path, default=Path("mobilenet-demo"), help="folder to make")
+
+
+def _demo(args: Arguments) -> int:
+    from .demo import demo
+
+    document, text = demo(args.output)
+    _emit(args, document, text)
+    return 0
+
+
+def _doctor(args: Arguments) -> int:
+    from .doctor import describe, examine
+
+    facts = examine()
+    _emit(args, facts, describe(facts))
+    return 0
+
+
+COMMANDS = {
+    "cost": Command(
+        "count the multiply-adds, parameters and memory of a network",
+        "mobilenet cost v2 --alpha 0.5 --resolution 160",
+        _cost_arguments,
+        _cost,
+    ),
+    "choose": Command(
+        "list the networks that fit a budget, best first",
+        "mobilenet choose --macs 100M --params 3M --memory 1MB",
+        _choose_arguments,
+        _choose,
+    ),
+    "data": Command(
+        "check a data set: unreadable photos, duplicates, imbalance",
+        "mobilenet data check flowers/",
+        _data_arguments,
+        _data,
+    ),
+    "train": Command(
+        "train a MobileNet on a folder of photos",
+        "mobilenet train flowers/ -o flowers-model",
+        _train_arguments,
+        _train,
+    ),
+    "evaluate": Command(
+        "measure a model on labelled photos and write a report",
+        "mobilenet evaluate flowers-model flowers/",
+        _evaluate_arguments,
+        _evaluate,
+    ),
+    "predict": Command(
+        "label photos",
+        "mobilenet predict flowers-model cat.jpg holiday/ --top 3",
+        _predict_arguments,
+        _predict,
+    ),
+    "demo": Command(
+        "train, evaluate and predict on the handwritten digits that come with the package",
+        "mobilenet demo",
+        _demo_arguments,
+        _demo,
+    ),
+    "doctor": Command("show what this machine has", "mobilenet doctor", lambda parser: None, _doctor),
+}

@@ -1,0 +1,291 @@
+"""A model: a network with its weights, labels and preprocessing. Make one, load it, save it, ask it."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.Image import Image
+
+from . import folder, listing, photos, transfer
+from .arch import SCALINGS, Network, v1, v2
+from .checks import integer, short
+from .engine import Engine, Floats
+from .errors import UsageError
+from .folder import Stored
+from .preprocessing import Preprocessing
+from .transfer import Transfer
+from .weights import check, initial
+
+_BATCH = 32  # photos whose pixels are in memory at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """Is what a model says about one photo.
+
+    Attributes:
+        scores: probability of each class, float32 [classes].
+        labels: of the classes.
+    """
+
+    scores: Floats
+    labels: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """The label of the likeliest class."""
+        return self.labels[int(self.scores.argmax())]
+
+    def top(self, k: int = 5) -> list[tuple[str, float]]:
+        """Returns the `k` likeliest labels with their probabilities, best first, of equal ones the first class."""
+        integer("k", k, 1, 2**31)
+        best = np.argsort(-self.scores, kind="stable")[:k]
+        return [(self.labels[index], float(self.scores[index])) for index in best]
+
+    def __str__(self) -> str:
+        return ", ".join(f"{label} {score:.1%}" for label, score in self.top())
+
+
+class Model:
+    """Is a network with everything that is needed to use it.
+
+    Attributes:
+        network: the architecture.
+        tensors: by name as `network.tensors` lists them, float32; batch norm is not folded in.
+        labels: one for each class, "0", "1", … if none were given; none without the top.
+        preprocessing: how a photo becomes the network's input.
+        notes: facts of the run that made the model: section -> fact -> value, plain data.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        tensors: Mapping[str, NDArray[np.float32]],
+        labels: Sequence[str] | None = None,
+        preprocessing: Preprocessing | None = None,
+        notes: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Checks that the parts fit each other.
+
+        Args:
+            network: the architecture.
+            tensors: exactly those of `network.tensors`.
+            labels: one for each class; None for numbers.
+            preprocessing: None for the network's usual one, `usual_preprocessing`.
+            notes: facts of the run, for the model card.
+
+        Raises:
+            ModelError: names the tensor, label or size that does not fit, what it is and what is needed.
+        """
+        check(network, tensors, allow_nonfinite=True)
+        labels = None if labels is None else tuple(labels)
+        folder.check_labels(network, labels)
+        preprocessing = preprocessing or usual_preprocessing(network)
+        folder.check_preprocessing(network, preprocessing)
+        self.network = network
+        self.tensors = dict(tensors)
+        self.preprocessing = preprocessing
+        self.notes = dict(notes or {})
+        self._labels = labels
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """One for each class."""
+        if self._labels is not None:
+            return self._labels
+        return tuple(map(str, range(self.network.classes))) if self.network.include_top else ()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.network}>"
+
+    def save(self, path: str | os.PathLike[str], *, allow_nonfinite: bool = False) -> None:
+        """Writes the model folder `path`, whole or not at all; see docs/model-folder.md.
+
+        Raises:
+            ModelError: names the tensor with NaN, infinity or a negative variance (`allow_nonfinite` lets them pass), or
+                the folder that holds files of something else.
+            MobileNetError: names the file that could not be written, and why.
+        """
+        stored = Stored(self.network, self.tensors, self._labels, self.preprocessing, self.notes)
+        folder.save(path, stored, allow_nonfinite=allow_nonfinite)
+
+    def summary(self) -> str:
+        """Returns the layers as the source notes' Keras listing names them, with parameters and multiply-adds."""
+        return listing.text(self.network)
+
+    @overload
+    def predict(self, source: Path | str | bytes | Image) -> Prediction: ...
+    @overload
+    def predict(self, source: list[Any] | tuple[Any, ...]) -> list[Prediction]: ...
+    @overload
+    def predict(self, source: NDArray[Any]) -> Any: ...
+    def predict(self, source: Any) -> Prediction | list[Prediction]:
+        """Labels a photo, or several.
+
+        Args:
+            source: a path, a file's bytes, a PIL image, or an array; or a list or tuple of these. An array of the
+                network's own size, uint8 or float32 [height, width, channels] with values 0..255, is run as it is; of
+                another size it is a photo, uint8 [H, W, 3] or [H, W]. [N, height, width, channels] is a batch.
+
+        Returns:
+            A `Prediction`; a list of them for a list, tuple or batch.
+
+        Raises:
+            PhotoError: names the photo that can't be read, and why.
+            UsageError: the model ends before its classifier, or the array's shape is none of these.
+        """
+        if not self.network.include_top:
+            raise UsageError(f"predict: {self.network} has no classifier; needed is one with include_top=True")
+        several = isinstance(source, list | tuple) or (isinstance(source, np.ndarray) and source.ndim == 4)
+        sources: Sequence[Any] = source if several else [source]
+        found: list[Prediction] = []
+        for begin in range(0, len(sources), _BATCH):
+            pixels = [self._pixels(item) for item in sources[begin : begin + _BATCH]]
+            # A float image in the batch makes all of it float; the values are the same.
+            found += [Prediction(_softmax(row), self.labels) for row in self._engine(np.stack(pixels))]
+        return found if several else found[0]
+
+    def load_weights(self, path: str | os.PathLike[str], by_name: bool = True) -> Transfer:
+        """Takes over weights from a model folder, a .safetensors file, or a Keras .h5 file of the notes' listing.
+
+        Args:
+            path: of the folder or file. An .h5 file needs the package h5py.
+            by_name: as in Keras, layers whose names are in both are loaded and must have the same shapes, the others
+                keep their weights; False needs exactly the layers of this network.
+
+        Returns:
+            What was loaded, what kept its own weights, and what of the file was not used.
+
+        Raises:
+            ModelError: names the file, the layer and both shapes; nothing has been loaded then.
+        """
+        loaded, done = transfer.read(Path(path), self.network, by_name)
+        self.tensors |= loaded
+        self.__dict__.pop("_engine", None)
+        return done
+
+    def without_top(self) -> "Model":
+        """Returns the model that ends with the last feature map; it shares this one's arrays."""
+        network = self.network.replace(include_top=False)
+        return Model(
+            network, {name: self.tensors[name] for name in network.tensors}, None, self.preprocessing, self.notes
+        )
+
+    @cached_property
+    def _engine(self) -> Engine:
+        return Engine(self)
+
+    def _pixels(self, source: Any) -> NDArray[Any]:
+        if isinstance(source, np.ndarray) and source.shape == self.network.input:
+            return source
+        if isinstance(source, np.ndarray) and source.dtype != np.uint8:
+            raise UsageError(
+                f"predict: got an array {source.dtype} {list(source.shape)}; needed uint8 or float32 "
+                f"{list(self.network.input)}, or a photo, uint8 [H, W, 3]"
+            )
+        return photos.pixels(source, self.preprocessing)
+
+
+def _softmax(logits: Floats) -> Floats:
+    powers = np.exp(logits.astype(np.float64) - logits.max())
+    return np.asarray(powers / powers.sum(), np.float32)
+
+
+def usual_preprocessing(network: Network) -> Preprocessing:
+    """Returns the preprocessing of a network that comes without one: a central crop, its conventions' pixel scaling.
+
+    Raises:
+        UsageError: the scaling has a value for each of three channels, and the network has another number of them.
+    """
+    mean, std = SCALINGS[network.conventions.scaling]
+    if len(mean) not in (1, network.channels):
+        raise UsageError(
+            f"scaling: {network.conventions.scaling!r} has values for {len(mean)} channels, the network has "
+            f"{network.channels}; give a preprocessing, or conventions with another scaling"
+        )
+    return Preprocessing(network.height, network.width, network.channels, mean=mean, std=std)
+
+
+def create(
+    network: Network,
+    seed: int = 0,
+    labels: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
+) -> Model:
+    """Returns an untrained model of a network, the same weights for the same seed on every machine.
+
+    Raises:
+        UsageError: `seed` is no whole number from 0 to 2⁶⁴ - 1.
+        ModelError: the labels or the preprocessing do not fit the network.
+    """
+    return Model(network, initial(network, seed), labels, preprocessing)
+
+
+def load(path: str | os.PathLike[str], *, allow_nonfinite: bool = False) -> Model:
+    """Reads a model folder.
+
+    Raises:
+        ModelError: names the file, what in it is wrong and what would be right. `allow_nonfinite` takes NaN, infinities
+            and negative variances.
+    """
+    return Model(*folder.load(path, allow_nonfinite=allow_nonfinite))
+
+
+def MobileNet(
+    shape: Sequence[int],
+    num_classes: int | None,
+    alpha: float = 1.0,
+    include_top: bool = True,
+    weights: str | os.PathLike[str] | None = None,
+) -> Model:
+    """Returns MobileNet V1 as the project's source notes list it, with their conventions and layer names.
+
+    Args:
+        shape: (height, width, channels) of the input.
+        num_classes: outputs of the classifier; None only without it.
+        alpha: the width multiplier.
+        include_top: with average pooling and classifier.
+        weights: a file to load by name, as `Model.load_weights` does.
+
+    Raises:
+        UsageError: names the argument, its value and the rule.
+        ModelError: names the layer of `weights` that does not fit.
+    """
+    return _from_notes("v1", shape, num_classes, alpha, include_top, weights)
+
+
+def MobileNetV2(
+    shape: Sequence[int],
+    num_classes: int | None,
+    alpha: float = 1.0,
+    include_top: bool = True,
+    weights: str | os.PathLike[str] | None = None,
+) -> Model:
+    """Returns MobileNet V2 with the conventions of the project's source notes; arguments and errors as `MobileNet`."""
+    return _from_notes("v2", shape, num_classes, alpha, include_top, weights)
+
+
+def _from_notes(
+    family: str,
+    shape: Sequence[int],
+    num_classes: int | None,
+    alpha: float,
+    include_top: bool,
+    weights: str | os.PathLike[str] | None,
+) -> Model:
+    if not isinstance(shape, tuple | list) or len(shape) != 3:
+        raise UsageError(f"shape: got {short(shape)}, needed (height, width, channels)")
+    if num_classes is None and include_top:
+        raise UsageError("num_classes: got None, needed a whole number from 1, or include_top=False")
+    height, width, channels = shape
+    make = {"v1": v1, "v2": v2}[family]
+    network = make(alpha, (height, width), num_classes, channels=channels, include_top=include_top, conventions="notes")
+    model = create(network)
+    if weights is not None:
+        model.load_weights(weights, by_name=True)
+    return model

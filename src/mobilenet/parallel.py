@@ -1,0 +1,39 @@
+"""Work in threads, a bounded amount at a time: decoders release Python's lock, so threads are enough."""
+
+import os
+import threading
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def processors() -> int:
+    """Returns the number of processors this process may run on (a container's share, not the machine's)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_threads(
+    work: Callable[[Item], Result], items: Iterable[Item], threads: int, stop: threading.Event
+) -> Generator[Result, None, None]:
+    """Yields `work(item)` of each item as it gets ready, in any order, with at most two items a thread in hand.
+
+    When the caller stops early, for whatever reason, `stop` is set (long work should look at it) and the threads are
+    joined before the exception goes on. Close the iterator (`contextlib.closing`) to be sure when that happens.
+    """
+    pool = ThreadPoolExecutor(threads)
+    waiting: set[Future[Result]] = set()
+    try:
+        for item in items:
+            waiting.add(pool.submit(work, item))
+            if len(waiting) >= 2 * threads:
+                ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in ready)
+        while waiting:
+            ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in ready)
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)

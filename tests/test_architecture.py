@@ -1,0 +1,76 @@
+"""The invariants of ARCHITECTURE.md, read off the source: who imports what, and that the file map is the tree."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mobilenet
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "mobilenet"
+MODULES = sorted(SOURCE.rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Returns the top-level names of the absolute imports of a module, wherever in it they stand."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+def test_arch_and_cost_import_the_standard_library_only() -> None:
+    code = (
+        "import sys, mobilenet.arch, mobilenet.cost, mobilenet.budget\n"
+        "extra = {name.partition('.')[0] for name in sys.modules} - sys.stdlib_module_names - {'mobilenet'}\n"
+        "print(sorted(name for name in extra if not name.startswith('_')))"
+    )
+    out = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_only_training_imports_torch() -> None:
+    users = {path.relative_to(SOURCE).as_posix() for path in MODULES if "torch" in imported(path)}
+    assert users
+    assert all(name.startswith("training/") or name == "doctor.py" for name in users), users
+
+
+def test_importing_mobilenet_and_predicting_need_no_torch() -> None:
+    code = (
+        "import sys, mobilenet; assert 'numpy' not in sys.modules\n"
+        "import numpy; model = mobilenet.create(mobilenet.v2(0.1, 32, 3))\n"
+        "model.predict(numpy.zeros((40, 50, 3), numpy.uint8)).top(2)\n"
+        "assert not {'torch', 'llvmlite'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-I", "-W", "error", "-c", code], check=True)
+
+
+def test_the_file_map_is_the_tree() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    listed = set(re.findall(r"^\s*`([\w/.]+\.py)`", text, re.MULTILINE))
+    tree = {path.relative_to(SOURCE).as_posix() for path in MODULES}
+    assert listed == tree, f"only in the map: {listed - tree}; only in the tree: {tree - listed}"
+
+
+def test_no_layer_names_outside_arch() -> None:
+    """Names of layers are made in arch.py alone (the notes' own names of layers in notes.py)."""
+    made = re.compile(r"""f["'](block\{|.*\.(depthwise|pointwise|expand|project)["'])""")
+    users = {path.name for path in MODULES if made.search(path.read_text())}
+    assert users <= {"arch.py", "notes.py"}, users
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(SOURCE).as_posix())
+def test_modules_are_one_idea(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 560, "split it: a module is one idea"
+
+
+def test_version_stands_once() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+", mobilenet.__version__)
+    assert f"## {mobilenet.__version__}" in (ROOT / "CHANGELOG.md").read_text()
