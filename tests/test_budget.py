@@ -84,7 +84,7 @@ def test_when_nothing_fits_the_nearest_member_is_named_with_its_figures() -> Non
     with pytest.raises(GateError) as raised:
         choose(macs="0.1M")
     text = str(raised.value)
-    assert text.startswith(f"choose: none of {len(EVERYTHING)} members fits; the nearest, {smallest.network}, has ")
+    assert text.startswith(f"none of {len(EVERYTHING)} members fits; the nearest, {smallest.network}, has ")
     assert text.endswith(
         f"{smallest.macs:,} multiply-adds (limit 100,000: {smallest.macs / 100_000:.2f} times too much)"
     )

@@ -40,9 +40,12 @@ def activation_maps(model: Model, pixels: NDArray[np.uint8], classes: Sequence[i
 
     The mean of a map plus the class's bias is the class's logit. `pixels` are uint8 [photos, height, width, channels].
     """
-    features = Engine(model.without_top())(pixels)
+    return _weighted(model, Engine(model.without_top())(pixels), classes)
+
+
+def _weighted(model: Model, features: NDArray[np.float32], classes: Sequence[int]) -> NDArray[np.float32]:
     weights = model.tensors["classifier.weight"][:, list(classes)]
-    return np.einsum("nhwc,cn->nhw", features, weights, dtype=np.float32)
+    return np.asarray(np.einsum("nhwc,cn->nhw", features, weights), np.float32)
 
 
 def explained(model: Model, wanted: Sequence[tuple[Path, int]]) -> list[tuple[str, str] | None]:
@@ -50,6 +53,7 @@ def explained(model: Model, wanted: Sequence[tuple[Path, int]]) -> list[tuple[st
 
     None stands for a photo that can't be read. Pictures are JPEG, 160 pixels along their longer side.
     """
+    engine = Engine(model.without_top())
     found: list[tuple[str, str] | None] = []
     for path, number in wanted:
         try:
@@ -58,7 +62,7 @@ def explained(model: Model, wanted: Sequence[tuple[Path, int]]) -> list[tuple[st
             found.append(None)
             continue
         picture = _picture(pixels)
-        heat = activation_maps(model, pixels[None], [number])[0]
+        heat = _weighted(model, engine(pixels[None]), [number])[0]
         found.append((_data_uri(picture), _data_uri(_under_heat(picture, heat))))
     return found
 

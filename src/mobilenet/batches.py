@@ -7,7 +7,7 @@ has to be saved, and any step can be computed alone: after an interruption, or b
 import contextlib
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -105,7 +105,7 @@ class _Failure(NamedTuple):
     error: BaseException
 
 
-def ahead(items: Iterator[Item], depth: int = 2) -> Iterator[Item]:
+def ahead(items: Iterator[Item], depth: int = 2) -> Generator[Item]:
     """Yields the items, computed up to `depth` ahead in one thread; close it (`contextlib.closing`) to end the thread.
 
     What `items` raises is raised here, in its place.

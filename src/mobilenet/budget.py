@@ -158,6 +158,6 @@ def _nothing_fits(members: Sequence[Candidate], limits: Mapping[str, int]) -> st
     figures = []
     for name, limit in limits.items():
         value, write = getattr(nearest, name), bytes_text if _UNITS[name] == "bytes" else "{:,}".format
-        verdict = "fits" if value <= limit else f"{value / limit:.2f} times too much"
+        verdict = "fits" if value <= limit else f"{value / limit:,.2f} times too much"
         figures.append(f"{write(value)} {words[name]} (limit {write(limit)}: {verdict})")
-    return f"choose: none of {len(members)} members fits; the nearest, {nearest.network}, has " + ", ".join(figures)
+    return f"none of {len(members)} members fits; the nearest, {nearest.network}, has " + ", ".join(figures)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from .files import shown
 from .metrics import Bin
 
 Point = tuple[float, float]
@@ -65,8 +66,8 @@ def svg(width: float, height: float, title: str, description: str, body: str, st
 
 
 def escape(text: object) -> str:
-    """Returns text as it may stand in HTML, between tags or in quotes."""
-    return html.escape(str(text), quote=True)
+    """Returns text as it may stand in HTML, between tags or in quotes; what can't be printed is spelled out."""
+    return html.escape(shown(str(text)), quote=True)
 
 
 def cut(text: str, length: int) -> str:
@@ -206,11 +207,11 @@ def _cell(x: float, y: float, side: int, count: int, share: float, true: str, pr
 
 
 def _short(count: int) -> str:
-    """Returns a count of at most four characters."""
-    for size, unit in ((1, ""), (1000, "k"), (1_000_000, "M")):
-        if count < 1000 * size or unit == "M":
-            return f"{count / size:.1f}{unit}" if unit and count < 10 * size else f"{count / size:.0f}{unit}"
-    raise AssertionError
+    """Returns a count in four characters: 999, 1.5k, 12k, 999k, 1.0M."""
+    if count < 1000:
+        return str(count)
+    size, unit = (1000, "k") if count < 999_500 else (1_000_000, "M")
+    return f"{count / size:.1f}{unit}" if count < 9.95 * size else f"{count / size:.0f}{unit}"
 
 
 def _text_width(text: str) -> float:

@@ -151,26 +151,24 @@ def _choose_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", type=int, default=1000, help="outputs of the classifier (default 1000)")
     parser.add_argument("--family", choices=("v1", "v2"), help="only this family")
     parser.add_argument("--bytes", type=int, default=4, choices=(1, 2, 4), help="per activation and weight (default 4)")
+    parser.add_argument("--fused", action="store_true", help="count memory with fused blocks, not layer by layer")
     parser.add_argument("--limit", type=int, default=20, help="rows of the table (default 20)")
 
 
 def _choose(args: Arguments) -> int:
-    from . import cost
+    from .budget import FAMILIES, choose, choose_table
 
-    def amount(name: str, unit: str) -> int | None:
-        text = getattr(args, name)
-        return None if text is None else cost.parse_amount(text, unit)
-
-    found = cost.choose(
-        macs=amount("macs", "count"),
-        params=amount("params", "count"),
-        memory=amount("memory", "bytes"),
-        size=amount("size", "bytes"),
+    found = choose(
+        args.macs,
+        args.params,
+        args.memory,
+        args.size,
         classes=args.classes,
-        families=(args.family,) if args.family else ("v1", "v2"),
+        families=(args.family,) if args.family else FAMILIES,
         bytes_per_element=args.bytes,
+        fused=args.fused,
     )
-    _emit(args, [candidate.to_dict() for candidate in found], cost.choose_table(found, args.limit))
+    _emit(args, [candidate.to_dict() for candidate in found], choose_table(found, args.limit))
     return 0
 
 
@@ -183,29 +181,29 @@ def _data_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _data(args: Arguments) -> int:
-    from . import dataset
+    from .data_check import check
+    from .dataset import read
 
-    report = dataset.check(dataset.read(args.photos), progress=_progress("checking"))
+    report = check(read(args.photos), progress=_progress("checking"))
     _emit(args, report.to_dict(), str(report))
     return 0 if report.ok else 3
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
-    from . import recipe
+    from .settings import add_arguments
 
     parser.add_argument("photos", type=Path, help="folder with a folder a class (or train/ val/ test/), CSV or JSON lines")
     parser.add_argument("-o", "--output", type=Path, required=True, help="model folder to make")
     parser.add_argument("--from", dest="start_from", type=Path, metavar="MODEL", help="begin with this model's weights")
     parser.add_argument("--resume", action="store_true", help="go on with the training in the output folder")
-    recipe.add_arguments(parser)
+    add_arguments(parser)
 
 
 def _train(args: Arguments) -> int:
-    from . import recipe, train
+    from .settings import settings_from
+    from .train import train
 
-    result = train.train(
-        args.photos, args.output, recipe.settings_from(args), start_from=args.start_from, resume=args.resume
-    )
+    result = train(args.photos, args.output, settings_from(args), start_from=args.start_from, resume=args.resume)
     _emit(args, result.to_dict(), str(result))
     return 0
 
@@ -225,7 +223,10 @@ def _evaluate(args: Arguments) -> int:
     from .report import write_report
 
     model = load(args.model)
-    found = evaluate(model, args.photos, split=args.split, progress=_progress("evaluating"))
+    split_file = args.model / "training" / "split.jsonl"  # so that val holds no photo that was trained on
+    found = evaluate(
+        model, args.photos, split=args.split, split_file=split_file, progress=_progress("evaluating")
+    )
     report = None if args.no_report else args.report or args.model / "report.html"
     if report:
         write_report(report, model, found, args.model)

@@ -5,8 +5,10 @@ A group of one needs no start and every operation does nothing. Process 0 alone 
 
 import json
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,7 +59,10 @@ class Group:
         """Waits for all, and from then on gives up on a process that is 30 seconds late."""
         if self.size > 1:
             self._guarded(dist.barrier)
-            self._guarded(lambda: setattr(self, "_steps", dist.new_group(timeout=STEP)))
+            self._guarded(self._make_steps)
+
+    def _make_steps(self) -> None:
+        self._steps = dist.new_group(timeout=STEP)
 
     def tell(self, document: Any = None) -> Any:
         """Returns process 0's `document`, plain data, in every process."""
@@ -77,7 +82,7 @@ class Group:
         """Overwrites the tensors with those of process 0."""
         if self.size > 1:
             for tensor in tensors:
-                self._guarded(lambda tensor=tensor: dist.broadcast(tensor, 0, group=self._steps))
+                self._guarded(partial(dist.broadcast, tensor, 0, group=self._steps))
 
     def add(self, tensor: Tensor) -> Tensor:
         """Replaces the tensor with its sum over all processes and returns it; the same bits in each of them."""
@@ -90,12 +95,16 @@ class Group:
         if self.size > 1:
             dist.destroy_process_group()
 
-    def _guarded(self, operation: Any) -> None:
+    def _guarded(self, operation: Callable[[], object]) -> None:
         try:
             operation()
         except (RuntimeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
             raise Lost(
-                f"process {self.rank} of {self.size}: another process of the training stopped or can't be reached "
-                f"({reason}); see its error, then go on with --resume"
+                f"process {self.rank} of {self.size}: another process of the training has stopped or can't be reached "
+                f"({_short_reason(error)}); go on with --resume"
             ) from error
+
+
+def _short_reason(error: Exception) -> str:
+    """Returns the first sentence of torch's error, without the place in its source."""
+    return re.sub(r"^\[.*?\] *", "", str(error).strip()).partition(". ")[0].partition("\n")[0][:200]

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from . import dataset as datasets
 from .checks import choice, number
-from .dataset import Dataset, Photo, Split
+from .dataset import Dataset, Photo
 from .errors import DatasetError, PhotoError
 from .files import shown
-from .metrics import Broken, Evaluation, Result, score
+from .layouts import SetAside, Split
+from .metrics import Evaluation, Result, score
 from .model import Model
 from .predict import batches, classifier
 
@@ -25,6 +26,7 @@ def evaluate(
     photos: Dataset | Path | str,
     *,
     split: SplitName | None = None,
+    split_file: Path | None = None,
     batch_size: int = 32,
     max_broken: float = 0.1,
     progress: Callable[[int, int], None] | None = None,
@@ -34,6 +36,8 @@ def evaluate(
     Args:
         photos: a data set, or the folder or list to read one from.
         split: "train", "val", "test" or "all"; None takes test if there is one, else val, else all.
+        split_file: where the model's training wrote its split, `training/split.jsonl` in the model folder, so that no
+            photo it learned from is taken for val; only for a folder or list, and only where there is such a file.
         batch_size: photos that go through the network at once.
         max_broken: share of the photos that may be unreadable; they are set aside and named in the result.
         progress: is called with the photos done and their number after each batch.
@@ -46,17 +50,17 @@ def evaluate(
     """
     number("max_broken", max_broken, 0, 1)
     engine = classifier(model)
-    known = _known(model, photos)
+    known = _known(model, photos, split_file)
     name, chosen = _choose(known, split)
     results: list[Result] = []
-    broken: list[Broken] = []
+    broken: list[SetAside] = []
     left = iter(chosen)
     for batch in batches((known.path(photo) for photo in chosen), model.preprocessing, batch_size):
         good: list[Photo] = []
         pixels: list[NDArray[np.uint8]] = []
         for photo, (path, decoded) in zip(itertools.islice(left, len(batch)), batch, strict=True):
             if isinstance(decoded, PhotoError):
-                broken.append(Broken(photo.path, str(decoded).removeprefix(f"{shown(path)}: ")))
+                broken.append(SetAside(photo.path, str(decoded).removeprefix(f"{shown(path)}: ")))
             else:
                 good.append(photo)
                 pixels.append(decoded)
@@ -69,10 +73,10 @@ def evaluate(
     return Evaluation(known.root, model.labels, name, tuple(results), tuple(broken))
 
 
-def _known(model: Model, photos: Dataset | Path | str) -> Dataset:
+def _known(model: Model, photos: Dataset | Path | str, split_file: Path | None) -> Dataset:
     """Returns the data set with the model's numbering of the classes."""
     if not isinstance(photos, Dataset):
-        return datasets.read(photos, classes=model.labels)
+        return datasets.read(photos, classes=model.labels, split_file=split_file)
     return photos if photos.classes == model.labels else photos.relabel(model.labels)
 
 
@@ -87,7 +91,7 @@ def _choose(known: Dataset, split: str | None) -> tuple[str, Sequence[Photo]]:
     return name, chosen
 
 
-def _too_many(known: Dataset, broken: Sequence[Broken], count: int, limit: float) -> str:
+def _too_many(known: Dataset, broken: Sequence[SetAside], count: int, limit: float) -> str:
     first = "; ".join(f"{shown(photo.path)}: {photo.reason}" for photo in broken[:3])
     return (
         f"{shown(known.root)}: {len(broken)} or more of {count} photos can't be read, {limit:.0%} of them may; "

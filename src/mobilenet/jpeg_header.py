@@ -14,6 +14,7 @@ from .errors import PhotoError
 from .photo_limits import (
     MAX_ANCILLARY,
     MAX_PARTS,
+    MAX_SCAN_PIXELS,
     MAX_SCANS,
     Header,
     check_count,
@@ -136,6 +137,7 @@ def read_jpeg(data: bytes) -> Header:
                 raise PhotoError("damaged: the JPEG has a scan before its frame header")
             scans += 1
             check_count(scans, MAX_SCANS, "JPEG scans")
+            check_count(scans * frame.width * frame.height, MAX_SCAN_PIXELS, "pixels in all JPEG scans together")
             frame.scan(data[start:end])
         elif _APP0 <= marker <= _APP15 or marker == _COM:
             ancillary += end - start
@@ -151,5 +153,5 @@ def read_jpeg(data: bytes) -> Header:
     if marker != _EOI and any(frame.unfinished.values()):
         raise PhotoError(f"truncated: the JPEG's last scans are missing, it ends after {len(data):,} bytes")
     # Only the decoder can tell whether the last scan is whole: with the EOI there, it warns when bits are missing.
-    contents = memoryview(data)[:end] if marker == _EOI else data.rstrip(b"\xff") + b"\xff\xd9"
+    contents = memoryview(data)[:end] if marker == _EOI else data + b"\xff\xd9"
     return Header(frame.kind, frame.width, frame.height, contents, orientation, len(frame.unfinished))

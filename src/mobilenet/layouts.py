@@ -267,10 +267,7 @@ def _csv_rows(path: Path, text: str, problems: list[str]) -> Iterator[tuple[int,
 
 
 def _csv_header(text: str, delimiter: str) -> list[str]:
-    try:
-        return next(csv.reader(io.StringIO(text[:65536], newline=""), delimiter=delimiter), [])
-    except csv.Error:
-        return []
+    return next(csv.reader(io.StringIO(text[:65536], newline=""), delimiter=delimiter), [])
 
 
 def _json_rows(text: str, problems: list[str]) -> Iterator[tuple[int, Row]]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from .errors import ModelError
 from .files import shown
+from .layouts import SetAside
 
 CALIBRATION_BINS = 15  # Guo et al. 2017 (arXiv 1706.04599), section 5
 Z95 = 1.959963984540054  # the normal distribution's 97.5% quantile
@@ -46,14 +47,6 @@ class Result:
     rank: int
     loss: float
     brier: float
-
-
-@dataclass(frozen=True, slots=True)
-class Broken:
-    """Is a photo that could not be read: its path relative to the data set's root, and why."""
-
-    path: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +93,14 @@ class Evaluation:
         labels: the model's, by number.
         split: "train", "val", "test" or "all".
         results: one for each photo that could be read, in the order of the data set; at least one.
-        broken: the photos that were set aside.
+        broken: the photos that could not be read, each with the reason.
     """
 
     root: Path
     labels: tuple[str, ...]
     split: str
     results: tuple[Result, ...]
-    broken: tuple[Broken, ...] = ()
+    broken: tuple[SetAside, ...] = ()
 
     @cached_property
     def top1(self) -> float:
@@ -221,7 +214,7 @@ class Evaluation:
         return {
             "split": self.split,
             "photos": len(self.results),
-            "broken": [asdict(photo) for photo in self.broken],
+            "broken": [photo._asdict() for photo in self.broken],
             "top1": self.top1,
             "top1_interval_95": list(self.interval),
             "top5": self.top5,
@@ -277,7 +270,8 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Returns the logarithms of the probabilities that logits [..., classes] stand for."""
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted
 
 
 def score(paths: Sequence[str], labels: Sequence[int], logits: NDArray[np.float32]) -> Iterator[Result]:
@@ -301,9 +295,9 @@ def score(paths: Sequence[str], labels: Sequence[int], logits: NDArray[np.float3
     shares[rows, truth] -= 1
     briers = np.square(shares).sum(axis=1)
     ranks = before.sum(axis=1)
-    for row in rows:
+    for row, path in enumerate(paths):
         yield Result(
-            paths[row],
+            path,
             int(truth[row]),
             int(predicted[row]),
             float(likeliest[row]),

@@ -107,7 +107,7 @@ class Model:
         """Writes the model folder `path`, whole or not at all; see docs/model-folder.md.
 
         Raises:
-            ModelError: names the tensor with NaN, infinity or a negative variance (`allow_nonfinite` lets them pass), or
+            ModelError: names the tensor with NaN, infinity or a negative variance (`allow_nonfinite` lets it pass), or
                 the folder that holds files of something else.
             MobileNetError: names the file that could not be written, and why.
         """

@@ -4,7 +4,8 @@ SGD with Nesterov's momentum, weight decay where the model says so, an exponenti
 batch norm's statistics. A vector is one tensor for all layers, so each line of the step is one operation.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -26,10 +27,14 @@ class State:
     """
 
     def __init__(self, model: TorchMobileNet, plan: Plan, steps: int) -> None:
-        """Begins a training of `steps` steps with the model's values."""
         self.model, self.plan, self.steps = model, plan, steps
+        self._decay = model.decayed * plan.weight_decay
+        self.begin()
+
+    def begin(self) -> None:
+        """Begins a training with the model's values."""
+        parameters, statistics = self.model.parameters_flat.detach(), self.model.statistics
         self.step = 0
-        parameters, statistics = model.parameters_flat.detach(), model.statistics
         self.vectors: dict[str, Tensor] = {
             "parameters": parameters,
             "momentum": torch.zeros_like(parameters),
@@ -37,7 +42,6 @@ class State:
             "statistics": statistics,
             "average_statistics": statistics.clone(),
         }
-        self._decay = model.decayed * plan.weight_decay
 
     def load(self, vectors: Mapping[str, NDArray[np.float32]], step: int) -> None:
         """Goes on from a checkpoint."""
@@ -71,10 +75,14 @@ class State:
         v["average_statistics"].lerp_(v["statistics"], 1 - kept)
         self.step += 1
 
-    @torch.no_grad()
-    def swap_average(self) -> None:
-        """Puts the averages into the model and the model's values where they were; a second call undoes it."""
-        for name, average in (("parameters", "average"), ("statistics", "average_statistics")):
-            kept = self.vectors[name].clone()
-            self.vectors[name].copy_(self.vectors[average])
-            self.vectors[average].copy_(kept)
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Has the averages in the model while it is entered."""
+        kept = {name: self.vectors[name].clone() for name in ("parameters", "statistics")}
+        self.vectors["parameters"].copy_(self.vectors["average"])
+        self.vectors["statistics"].copy_(self.vectors["average_statistics"])
+        try:
+            yield
+        finally:
+            for name, vector in kept.items():
+                self.vectors[name].copy_(vector)

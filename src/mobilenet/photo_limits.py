@@ -23,7 +23,9 @@ MAX_PIXELS = {
 MAX_DECODED_PIXELS = 1 << 25
 """A JPEG after scaling; 3 bytes a pixel, and 4 more while it is resized."""
 MAX_SCANS = 64
-"""Of a JPEG. Encoders write 1 to 20; each scan costs a pass over the whole picture."""
+"""Of a JPEG. Encoders write 1 to 20."""
+MAX_SCAN_PIXELS = 1 << 29
+"""Scans times pixels of a JPEG: each scan is a pass over the whole picture, 0.1 s for the 33 million pixels allowed."""
 MAX_FRAMES = 4_096
 """Of an animation, of which only the first is used."""
 MAX_ANCILLARY = 16 << 20

@@ -170,16 +170,14 @@ def _decoded_jpeg(header: Header, minimum: tuple[int, int] | None) -> NDArray[np
         )
     colours = "GRAY" if header.components == 1 else "RGB"
 
-    whole = (height, width) == (header.height, header.width)
-    least = (0, 0) if whole else (height, width)
     try:
-        decoded = simplejpeg.decode_jpeg(header.data, colours, min_height=least[0], min_width=least[1])
+        decoded = simplejpeg.decode_jpeg(header.data, colours, min_height=height, min_width=width)
     except ValueError as error:
         if "premature end" in str(error).lower():
             raise PhotoError("truncated: the JPEG's pixel data ends early") from None
         if not any(text in str(error) for text in _HARMLESS):
             raise
-        decoded = simplejpeg.decode_jpeg(header.data, colours, min_height=least[0], min_width=least[1], strict=False)
+        decoded = simplejpeg.decode_jpeg(header.data, colours, min_height=height, min_width=width, strict=False)
     if decoded.shape[:2] != (height, width):
         raise PhotoError(f"damaged: decoded to {decoded.shape[:2]} rows and columns, the header says {height, width}")
     array: NDArray[np.uint8] = decoded[:, :, 0] if header.components == 1 else decoded
@@ -213,7 +211,7 @@ def _flat(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         raise PhotoError(f"is a PIL image of mode {image.mode}, whose range is not known; convert it to L or RGB")
     if "transparency" in image.info or image.has_transparency_data:
-        seen = image.convert("RGBA")
+        seen = image if image.mode == "RGBA" else image.convert("RGBA")
         flat = Image.new("RGB", image.size, (_WHITE, _WHITE, _WHITE))
         flat.paste(seen, mask=seen)
         return flat

@@ -12,7 +12,7 @@ import os
 import sys
 import unicodedata
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +28,13 @@ from .errors import DataError, PhotoError, UsageError
 from .files import shown
 from .layouts import EXTENSIONS
 from .metrics import log_softmax
-from .model import Model
+from .model import Model, Prediction
+from .parallel import processors
 from .preprocessing import Preprocessing
 
 Format = Literal["table", "jsonl", "json", "csv"]
 
-DECODERS = min(4, os.cpu_count() or 1)  # threads: a decoded photo takes 1 to 5 ms, the network more
+DECODERS = min(4, processors())  # threads: a decoded photo takes 1 to 5 ms, the network more
 BATCH_BYTES = 1 << 26  # 8 photos of 1672x1672; larger inputs go in smaller batches
 LINE_LIMIT = 1 << 16  # bytes of one path in a list: 16 times Linux' longest
 TABLE_PATH, TABLE_LABEL = 48, 40  # widest columns of the table; longer names are cut in the middle
@@ -207,12 +208,11 @@ def _predicted(engine: Engine, model: Model, paths: Iterable[Path], top: int, ba
                 yield _row(path, next(answers), model.labels, top)
 
 
-def _row(path: Path, logits: NDArray[np.float32], labels: Sequence[str], top: int) -> Row:
+def _row(path: Path, logits: NDArray[np.float32], labels: tuple[str, ...], top: int) -> Row:
     if not np.isfinite(logits).all():
         return Row(path, error="the model's answer is not finite; are its weights whole?")
-    scores = np.exp(log_softmax(logits))
-    best = np.argsort(-logits, kind="stable")[:top]  # of equal labels the first in the model's order
-    return Row(path, tuple((labels[index], float(scores[index])) for index in best))
+    scores = np.exp(log_softmax(logits)).astype(np.float32)
+    return Row(path, tuple(Prediction(scores, labels).top(top)))
 
 
 # ---------------------------------------------------------------------------------------------------- rows to text

@@ -11,17 +11,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from . import augment, cache, dataset, recipe, transfer
+from . import augment, cache, dataset, recipe
 from .cache import Cache
 from .dataset import Dataset
 from .distributed import Group
 from .errors import DataError, DatasetError, ModelError, UsageError
 from .files import shown
+from .fine_tuning import Source
 from .layouts import SetAside
 from .monitor import Report
 from .photo_headers import read_header
 from .photos import open_bytes
-from .progress import Progress
+from .progress import Progress, counter
 from .recipe import Plan
 from .run_folder import RunFolder
 from .settings import Settings
@@ -33,23 +34,22 @@ class Prepared(NamedTuple):
     """Is what a training works with.
 
     Attributes:
-        plan: what is done, but for the choices that need a measurement (`measured` false).
-        labels: of the classes.
+        plan: what is done, final if it was `begun`, else but for the choices that need a measurement.
         train, validation: decoded photos; no `validation` where there are none.
-        source: the model to begin from, if any; only in process 0, and only if there is something to begin.
-        keep_classifier: whether the source's classifier is for these classes.
-        run: what `run.json` holds or will hold.
-        measured: whether the plan is final, as on resume.
+        run: what `run.json` holds, or will hold.
+        begun: whether this training is resumed.
     """
 
     plan: Plan
-    labels: tuple[str, ...]
     train: Cache
     validation: Cache | None
-    source: transfer.Source | None
-    keep_classifier: bool
     run: dict[str, Any]
-    measured: bool
+    begun: bool
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The labels."""
+        return tuple(self.run["data"]["classes"])
 
     @property
     def bad(self) -> tuple[SetAside, ...]:
@@ -66,43 +66,40 @@ def prepare(
         UsageError: a setting is not that of the training to be resumed, or does not fit the data.
         DataError: the photos, the model to begin from, or `run.json` can't be used, or are not those of before.
     """
-    source: transfer.Source | None = None
     data: Dataset | None = None
     run: dict[str, Any] | None = None
+    begun = False
     if group.is_first:
         run = folder.read_run()
+        begun = run is not None
         if run is None:
-            source = transfer.Source.load(start_from) if start_from else None
+            source = Source.load(start_from) if start_from else None
             data = dataset.read(photos, **_reading(settings))
-            run = _begin(data, settings, source, group, report)
+            run = _new_run(data, settings, source, group, report)
             dataset.save_split(data, folder.split)
         else:
             _refuse_other_source(run, start_from)
-    known = run is not None and "usable" in run["data"]
-    run, known = group.tell([run, known])
-    plan = _plan(run, folder)
-    if known:
+    run, begun = group.tell([run, begun])
+    plan = plan_of(run, folder)
+    if begun:
         plan.refuse_other(settings)
     if data is None:
         data = dataset.read(photos, seed=plan.seed, validation=plan.validation, split_file=folder.split)
-    classes = tuple(run["data"]["classes"])
-    if set(data.classes) == set(classes):
-        data = data.relabel(classes)
+    if set(data.classes) == set(run["data"]["classes"]):
+        data = data.relabel(run["data"]["classes"])
     _refuse_other_data(data, run, folder)
     train, validation = _decode(data, plan, folder, settings, report if group.is_first else None)
     run["data"]["usable"] = _check_usable(train, validation, run["data"].get("usable"), folder, group)
     recipe.check_micro_batches(plan, len(train.index), group.size)
-    if group.is_first and known and run["start_from"] and not any(folder.checkpoints.iterdir()):
-        source = transfer.Source.load(Path(run["start_from"]["path"]))
-    return Prepared(plan, classes, train, validation, source, bool(run["data"]["kept"]), run, known)
+    return Prepared(plan, train, validation, run, begun)
 
 
 def _reading(settings: Settings) -> dict[str, Any]:
     return {name: value for name, value in settings.given().items() if name in ("seed", "validation")}
 
 
-def _begin(
-    data: Dataset, settings: Settings, source: transfer.Source | None, group: Group, report: Report
+def _new_run(
+    data: Dataset, settings: Settings, source: Source | None, group: Group, report: Report
 ) -> dict[str, Any]:
     """Returns the run of a new training, as far as it is known before the photos are decoded."""
     for note in data.notes:
@@ -126,7 +123,7 @@ def _begin(
             "val": len(validation),
             "kept": kept,
         },
-        "start_from": {"path": os.path.abspath(source.path), "sha256": _digest(source)} if source else None,
+        "start_from": {"path": str(source.path), "sha256": source.digest()} if source else None,
         "begun": {
             **{package: metadata.version(package) for package in ("torch", "numpy")},
             "python": platform.python_version(),
@@ -136,14 +133,6 @@ def _begin(
             "threads": torch.get_num_threads(),
         },
     }
-
-
-def _digest(source: transfer.Source) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in source.tensors.items():
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(tensor))
-    return digest.hexdigest()
 
 
 def _median_side(data: Dataset) -> float:
@@ -168,7 +157,8 @@ def _refuse_other_source(run: dict[str, Any], start_from: Path | None) -> None:
         )
 
 
-def _plan(run: dict[str, Any], folder: RunFolder) -> Plan:
+def plan_of(run: dict[str, Any], folder: RunFolder) -> Plan:
+    """Returns the plan that `run.json` holds; raises a `ModelError` that names what in it is wrong."""
     try:
         return Plan.from_dict(run["plan"])
     except (UsageError, DataError, KeyError, TypeError) as error:
@@ -179,11 +169,11 @@ def _refuse_other_data(data: Dataset, run: dict[str, Any], folder: RunFolder) ->
     begun = run["data"]
     if data.fingerprint() == begun["fingerprint"]:
         return
-    found = f"{len(data.of('train'))} photos to train on and {len(data.of('val'))} to validate on"
     raise DatasetError(
-        f"{shown(data.root)}: {found} in {len(data.classes)} classes are not the {begun['train']} and {begun['val']} in "
-        f"{len(begun['classes'])} classes of {begun['path']} that the training in {shown(folder.output)} began with; "
-        "restore them, or begin anew in another folder"
+        f"{shown(data.root)}: is not the data that the training in {shown(folder.output)} began with: "
+        f"{len(data.of('train'))} photos to train on and {len(data.of('val'))} to validate on in {len(data.classes)} "
+        f"classes, then {begun['train']} and {begun['val']} in {len(begun['classes'])}; restore it, or begin anew in "
+        "another folder"
     )
 
 
@@ -195,8 +185,6 @@ def _decode(
     limits = {} if settings.max_bad is None else {"max_bad": settings.max_bad}
 
     def progress(what: str) -> Progress | None:
-        from .progress import counter
-
         return counter(what) if report else None
 
     train = cache.build(

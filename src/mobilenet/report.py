@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 from .activation import explained
 from .charts import COUNTED_CLASSES, Point, Series, confusion_chart, cut, escape, line_chart, reliability_chart
@@ -60,9 +60,9 @@ def write_report(path: Path | str, model: Model, evaluation: Evaluation, metrics
         _broken(evaluation),
     )
     page = PAGE.format(
-        title=escape(f"MobileNet{model.network.family.upper()} on {shown(evaluation.root.name)}"),
+        title=escape(f"MobileNet{model.network.family.upper()} on {evaluation.root.name}"),
         network=escape(model.network),
-        data=f"{escape(shown(evaluation.root.name))}, {_split(evaluation)}",
+        data=f"{escape(evaluation.root.name)}, {_split(evaluation)}",
         sections="\n".join(filter(None, sections)),
     )
     write_atomic(Path(path), page.encode("utf-8", "backslashreplace"))
@@ -143,22 +143,21 @@ def _trust(found: Evaluation) -> str:
 
 
 def _training(rows: Metrics) -> str:
-    loss = {name: _curve(rows, name) for name in ("train_loss", "val_loss")}
-    accuracy = _curve(rows, "val_top1")
-    charts = []
-    if any(loss.values()):
-        series = [Series("train", loss["train_loss"]), Series("val", loss["val_loss"], "lowest")]
-        drawn = line_chart("Loss by epoch", "train and val", [each for each in series if each.points], "epoch")
-        charts.append(figure("Loss", drawn, legend(("train", "train"), ("val", "val"))))
-    if accuracy:
-        series = [Series("val", accuracy, "highest")]
-        drawn = line_chart("Top-1 accuracy by epoch", "of the val split", series, "epoch", percent=True)
-        charts.append(figure("Top-1 accuracy", drawn, legend(("val", "val"))))
+    charts = [*_chart(rows, "Loss", "loss", "lowest"), *_chart(rows, "Top-1 accuracy", "top1", "highest")]
     if not charts:
         return ""
     seconds = math.fsum(value for _, value in _points(rows, "seconds"))
-    text = _count(len(rows), "epoch") + (f" in {_duration(seconds)}." if seconds else ".")
+    took = f" in {_duration(seconds)}" if seconds else ""
+    text = f"{_count(len(rows), 'epoch')}{took}. The train line is of the photos as they were varied for training."
     return section("How it learned", text, f'<div class="pair">{"".join(charts)}</div>')
+
+
+def _chart(rows: Metrics, title: str, name: str, mark: Literal["highest", "lowest"]) -> Iterator[str]:
+    series = [Series("train", _curve(rows, f"train_{name}")), Series("val", _curve(rows, f"val_{name}"), mark)]
+    drawn = [each for each in series if each.points]
+    if drawn:
+        chart = line_chart(f"{title} by epoch", "train and val", drawn, "epoch", percent=name == "top1")
+        yield figure(title, chart, legend(*((each.style, each.style) for each in drawn)))
 
 
 def _points(rows: Metrics, name: str) -> list[Point]:
@@ -252,12 +251,12 @@ def _card(found: Evaluation, result: Result, pictures: tuple[str, str] | None) -
             f'<img src="{pictures[0]}" alt="photo of class {true}, labelled {said}" width="160" height="160">'
             f'<img src="{pictures[1]}" alt="the parts that speak for {said}" width="160" height="160">'
         )
-    name = shown(result.path)
+    name = result.path if len(result.path) <= 60 else "…" + result.path[-59:]
     return (
         f'<figure class="card"><div class="images">{images}</div><figcaption>'
         f'<p>labelled <span class="said">{said}</span> {result.probability:.1%}</p>'
         f'<p>is <span class="true">{true}</span> {_small(math.exp(-result.loss))}</p>'
-        f'<p class="path">{escape(name if len(name) <= 60 else "…" + name[-59:])}</p></figcaption></figure>'
+        f'<p class="path">{escape(name)}</p></figcaption></figure>'
     )
 
 
@@ -324,7 +323,7 @@ def _facts(model: Model, found: Evaluation) -> str:
     }
     parts = []
     for title, values in groups.items():
-        rows = [[escape(cut(shown(name), 60)), _value(value)] for name, value in _flat(values)][:NOTE_ROWS]
+        rows = [[escape(cut(name, 60)), _value(value)] for name, value in _flat(values)][:NOTE_ROWS]
         if rows:
             parts.append(f"<details><summary>{title}</summary>{table(('name', 'value'), rows)}</details>")
     return section("How it was made", "", "".join(parts))
@@ -341,13 +340,13 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 def _value(value: object) -> str:
     if isinstance(value, list | tuple):
         value = ", ".join(map(str, value[:NOTE_ROWS]))
-    return escape(cut(shown(str(value)), 200))
+    return escape(cut(str(value), 200))
 
 
 def _broken(found: Evaluation) -> str:
     if not found.broken:
         return ""
-    rows = [[escape(shown(photo.path)), escape(cut(photo.reason, 200))] for photo in found.broken[:BROKEN_ROWS]]
+    rows = [[escape(photo.path), escape(cut(photo.reason, 200))] for photo in found.broken[:BROKEN_ROWS]]
     more = len(found.broken) - len(rows)
     text = f"{_count(len(found.broken), 'photo')} could not be read and count for nothing above."
     if more:
@@ -359,7 +358,7 @@ def _broken(found: Evaluation) -> str:
 
 
 def _label(name: str) -> str:
-    return escape(cut(shown(name), 60))
+    return escape(cut(name, 60))
 
 
 def _percent(value: float | None) -> str:

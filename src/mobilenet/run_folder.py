@@ -2,6 +2,7 @@
 
     OUT/                config.json, model.safetensors, README.md: the best model so far
     OUT/training/       run.json           the plan, the data, versions and machine
+                        result.json        what it came to, once it has ended
                         split.jsonl        which photo is in which split
                         metrics.jsonl      a line an epoch
                         bad_photos.jsonl   photos that can't be read, with the reason
@@ -22,11 +23,12 @@ from typing import Any
 
 from . import strict_json
 from .checkpoint import remove_leftovers
-from .checks import short
+from .checks import exact_fields, short
 from .errors import DataError, MobileNetError, ModelError, UsageError
 from .files import read_regular, shown, write_atomic
 from .folder import CONFIG
 from .layouts import SetAside
+from .tally import Result
 
 FORMAT = {"format": "mobilenet-training", "version": 1}
 RUN_KEYS = ("plan", "data", "start_from", "begun")
@@ -41,6 +43,7 @@ class RunFolder:
         self.output = Path(os.path.abspath(output))
         self.training = self.output / "training"
         self.run = self.training / "run.json"
+        self.result = self.training / "result.json"
         self.split = self.training / "split.jsonl"
         self.metrics = self.training / "metrics.jsonl"
         self.bad_photos = self.training / "bad_photos.jsonl"
@@ -99,19 +102,18 @@ class RunFolder:
         Raises:
             ModelError: names what in the file is wrong.
         """
-        if not self.run.exists():
-            return None
-        try:
-            run = strict_json.parse(read_regular(self.run, strict_json.LIMIT))
-        except DataError as error:
-            raise ModelError(str(error)) from error
-        except ValueError as error:
-            raise ModelError(f"{shown(self.run)}: {error}") from error
-        if not isinstance(run, dict) or {key: run.get(key) for key in FORMAT} != FORMAT:
-            raise ModelError(f"{shown(self.run)}: is {short(run)}, not a training of this version")
-        if set(run) != {*FORMAT, *RUN_KEYS}:
-            raise ModelError(f"{shown(self.run)}: has the keys {short(sorted(run))}, needed are {', '.join(RUN_KEYS)}")
+        run = _read(self.run)
+        if run is not None and (set(run) != {*FORMAT, *RUN_KEYS} or {key: run[key] for key in FORMAT} != FORMAT):
+            raise ModelError(f"{shown(self.run)}: has the keys {short(sorted(run))}, not those of this version")
         return run
+
+    def read_result(self) -> Result | None:
+        """Returns what the training came to, None where it has not ended; raises `ModelError` as `read_run` does."""
+        found = _read(self.result)
+        try:
+            return None if found is None else Result(**exact_fields("result", found, Result) | {"output": self.output})
+        except UsageError as error:
+            raise ModelError(f"{shown(self.result)}: {error}") from error
 
     def write_run(self, run: Mapping[str, Any]) -> None:
         """Writes what a resumed training has to know: the keys of `RUN_KEYS`."""
@@ -143,9 +145,24 @@ class RunFolder:
             pass
         write_atomic(self.metrics, b"".join(map(_line, rows)))
 
-    def clean_up(self) -> None:
-        """Removes what only a running training needs: the decoded photos."""
+    def end(self, result: Result) -> None:
+        """Writes what the training came to, and removes what only a running one needs: the decoded photos."""
+        write_atomic(self.result, json.dumps(result.to_dict(), indent=1).encode())
         shutil.rmtree(self.cache, ignore_errors=True)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        found = strict_json.parse(read_regular(path, strict_json.LIMIT))
+    except DataError as error:
+        raise ModelError(str(error)) from error
+    except ValueError as error:
+        raise ModelError(f"{shown(path)}: {error}") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{shown(path)}: is {short(found)}, an object is needed")
+    return found
 
 
 def _line(row: Mapping[str, Any]) -> bytes:

@@ -4,10 +4,13 @@ import json
 import math
 from typing import Any
 
+from .checks import short
+
 # Together these keep the memory of reading under 16 MiB: at worst a byte of strings takes 19 bytes ("ā","ā",…), and a
 # list in a list some 200, which a text of brackets alone has in two bytes.
 LIMIT = 640 << 10
 BRACKETS_LIMIT = 10_000
+MAX_KEY = 200  # characters
 
 
 def parse(data: bytes) -> Any:
@@ -32,10 +35,13 @@ def parse(data: bytes) -> Any:
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
+    longest = max(map(len, found), default=0)
+    if longest > MAX_KEY:
+        raise ValueError(f"holds a key of {longest:,} characters, at most {MAX_KEY} are allowed")
     if len(found) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"holds the key {twice[:60]!r} twice")
+        raise ValueError(f"holds the key {short(twice)} twice")
     return found
 
 

@@ -43,7 +43,7 @@ class _Entry(NamedTuple):
 def encode(tensors: Mapping[str, NDArray[np.float32]]) -> bytes:
     """Returns the file that holds the tensors in the order given, data aligned to 8 bytes as the library aligns it."""
     header: dict[str, Any] = {}
-    parts = [np.ascontiguousarray(tensor, _ON_DISK) for tensor in tensors.values()]
+    parts = [np.asarray(tensor, _ON_DISK, order="C") for tensor in tensors.values()]
     offset = 0
     for name, part in zip(tensors, parts, strict=True):
         header[name] = {"dtype": "F32", "shape": part.shape, "data_offsets": [offset, offset + part.nbytes]}

@@ -85,7 +85,7 @@ class TorchMobileNet(nn.Module):
         learned = torch.split(self.parameters_flat.detach().cpu(), _sizes(self._learned))
         measured = torch.split(self.statistics.cpu(), _sizes(self._measured))
         found = dict(zip([*self._learned, *self._measured], [*learned, *measured], strict=True))
-        return {name: np.array(found[name].view(shape)) for name, shape in self.network.tensors.items()}
+        return {name: found[name].view(shape).numpy().copy() for name, shape in self.network.tensors.items()}
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns logits [N, classes]; without the top the features [N, C, h, w], or [N, C] with a pooling.
