@@ -100,6 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder with train/ and test/, a folder a class in each")
     parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--epochs", type=int, help="instead of as many as fit into the minutes")
     parser.add_argument("--alpha", type=float, default=0.5)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=0.1)
@@ -113,7 +114,7 @@ def main() -> None:
     model = mobilenet_v2(args.alpha, int(y.max()) + 1, flattened=2)
     optimiser = torch.optim.SGD(model.parameters(), args.lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
     per_epoch = len(x) // args.batch
-    start, step, total = time.monotonic(), 0, 0
+    start, step, total = time.monotonic(), 0, (args.epochs or 0) * per_epoch
     lines = []
     while not total or step < total:
         order = torch.randperm(len(x))

@@ -1,4 +1,4 @@
-"""Weights with every part of batch norm at work, and model folders, for the tests."""
+"""Models with random tensors, and edits of their folders, for the tests."""
 
 import json
 from collections.abc import Mapping
@@ -10,29 +10,11 @@ from numpy.typing import NDArray
 
 from mobilenet.arch import Network, v1
 from mobilenet.model import Model
-from mobilenet.weights import initial
+from small_members import random_tensors
+
+__all__ = ["SMALL", "edit_config", "random_model", "random_pixels", "random_tensors", "same_tensors"]
 
 SMALL = v1(0.1, 32, 3)
-
-
-def random_tensors(network: Network, seed: int = 0) -> dict[str, NDArray[np.float32]]:
-    """Returns tensors with which activations stay near 1 in size, reach both ends of ReLU6, and no part is trivial."""
-    rng = np.random.default_rng(seed)
-    tensors = initial(network, seed)
-    draw = {
-        "bias": lambda shape: rng.normal(0, 0.5, shape),
-        "gamma": lambda shape: rng.uniform(0.5, 1.5, shape) * rng.choice((-1, 1), shape),
-        "beta": lambda shape: rng.normal(1, 2, shape),
-        "mean": lambda shape: rng.normal(0, 0.5, shape),
-        "variance": lambda shape: rng.uniform(0.2, 2, shape),
-    }
-    for name, tensor in tensors.items():
-        part = name.rpartition(".")[2]
-        if part in draw:
-            tensors[name] = draw[part](tensor.shape).astype(np.float32)
-    if "classifier.weight" in tensors:
-        tensors["classifier.weight"] *= 50
-    return tensors
 
 
 def random_model(network: Network = SMALL, seed: int = 0, **parts: Any) -> Model:

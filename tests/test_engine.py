@@ -1,35 +1,24 @@
 """The engine computes what `reference.py` means, whatever the batch, the threads and the memory it is given."""
 
-import contextlib
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from members import DEEP, random_members
 from mobilenet import engine as engine_module
 from mobilenet.arch import Network, v1, v2
-from mobilenet.cost import cost
 from mobilenet.engine import Engine
 from mobilenet.errors import UsageError
 from mobilenet.model import Model
 from mobilenet.preprocessing import Preprocessing
 from mobilenet.reference import forward, outputs, tolerance
 from model_makers import SMALL, random_model, random_pixels, same_tensors
+from small_members import small_members
 
 EPSILON = float(np.finfo(np.float32).eps)
 
 
-def small_members() -> Iterator[Network]:
-    for member in random_members(5, 150):
-        with contextlib.suppress(UsageError):  # Keras' padding may leave no output
-            small = member.replace(height=32 + member.height % 40, width=32 + member.width % 40)
-            if cost(small).macs < (500e6 if DEEP else 60e6):
-                yield small
-
-
-MEMBERS = list(small_members())
+MEMBERS = small_members()
 
 
 def preprocessing(network: Network, mean: tuple[float, ...] = (127.5,), std: tuple[float, ...] = (127.5,)):

@@ -83,7 +83,7 @@ def test_a_data_set_without_val_and_test_is_taken_whole(model, tmp_path):
     root = fill(tmp_path, {"ant": 4, "bee": 4})
     whole = datasets.read(root, validation=0)
     assert evaluate(model, whole).split == "all"
-    assert len(evaluate(model, whole).results) == 8
+    assert len(evaluate(model, whole).results) == len(evaluate(model, root).results) == 8
     with pytest.raises(DatasetError, match="the split 'test' has no photos; held are train"):
         evaluate(model, whole, split="test")
     with pytest.raises(UsageError, match="split: got 'tests', needed one of None, 'train'"):

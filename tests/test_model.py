@@ -425,7 +425,8 @@ def drawn(weight):
     if weight.name == 'kernel':  # of a depthwise layer [3, 3, channels, 1]
         terms = 9 if weight.shape[-1] == 1 else np.prod(weight.shape[:-1])
         return rng.normal(0, np.sqrt(2 / terms), weight.shape)
-    return rng.uniform(*{'gamma': (0.7, 1.3), 'moving_variance': (0.7, 1.3)}.get(weight.name, (-0.3, 0.5)), weight.shape)
+    near_one = weight.name in ('gamma', 'moving_variance')
+    return rng.uniform(*((0.7, 1.3) if near_one else (-0.3, 0.5)), weight.shape)
 for layer in model.layers:
     layer.set_weights([drawn(weight) for weight in layer.weights])
 model.compile('adam', 'categorical_crossentropy')

@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 import safetensors.numpy
 
 from members import DEEP, random_members
-from mobilenet import fitting, folder, tensors_file
+from mobilenet import fitting, folder, strict_json, tensors_file
 from mobilenet.arch import Network, conventions, v1, v2
 from mobilenet.errors import MobileNetError, ModelError, UsageError
 from mobilenet.folder import Stored
@@ -211,14 +212,19 @@ def _with_biases(network: Network):
     return type(network.conventions)(**fields)
 
 
-def test_folding_is_computed_in_double_precision() -> None:
-    """In float32 the mean would be lost beside a bias of 1e8: (1e8 + 1) - 1e8 is 0 there."""
-    network = v1(0.1, 32, 3, conventions=conventions("v1", conv_bias=True))
+def test_folding_is_rounded_once() -> None:
+    """Computed in float64, a value is off by half a unit in the last place; in float32 it would be by several."""
+    network = v1(0.25, 32, 3, conventions=conventions("v1", conv_bias=True))
     tensors = random_tensors(network)
-    tensors["stem.bias"][:], tensors["stem.mean"][:] = 1e8, 1e8 - 8
-    tensors["stem.gamma"][:], tensors["stem.beta"][:], tensors["stem.variance"][:] = 1, 0.25, 1e-6
-    scale = 1 / math.sqrt(np.float32(1e-6) + np.float64(1e-3))
-    assert fold(network, tensors)["stem.bias"] == pytest.approx(8 * scale + 0.25, rel=1e-7)
+    folded = fold(network, tensors)
+    half_unit = float(np.finfo(np.float32).eps) / 2
+    for name, weight in (("stem", tensors["stem.weight"]), ("block5.pointwise", tensors["block5.pointwise.weight"])):
+        part = {p: tensors[f"{name}.{p}"].astype(np.longdouble) for p in ("bias", "gamma", "beta", "mean", "variance")}
+        scale = part["gamma"] / np.sqrt(part["variance"] + np.longdouble(1e-3))
+        shift = (part["bias"] - part["mean"]) * scale
+        assert np.abs(folded[f"{name}.weight"] / (weight * scale) - 1).max() <= half_unit * (1 + 1e-6)
+        assert (np.abs(folded[f"{name}.bias"] - (part["beta"] + shift)) <= half_unit * np.abs(shift + part["beta"])
+                * (1 + 1e-6)).all()  # fmt: skip
 
 
 # The file of weights
@@ -289,6 +295,25 @@ def test_the_files_are_plain(tmp_path: Path) -> None:
         PREPROCESSING,
         NOTES,
     )
+
+
+def test_the_page_about_the_format_names_its_keys_and_limits() -> None:
+    page = Path(__file__).parents[1] / "docs" / "model-folder.md"
+    if not page.exists():
+        pytest.skip("the tests are away from the project")
+    text = page.read_text()
+    for key in folder._KEYS:
+        assert f"| `{key}` |" in text
+    for said in (
+        f"`{folder.FORMAT!r}`".replace("'", '"'),
+        f"{strict_json.LIMIT >> 10} KiB",
+        f"{strict_json.BRACKETS_LIMIT:,}",
+    ):
+        assert said in text
+    assert (
+        f"{strict_json.MAX_KEY} characters\n  of a key" in text or f"{strict_json.MAX_KEY} characters of a key" in text
+    )
+    assert f"1 to {folder._MAX_LABEL:,} characters" in text
 
 
 def test_the_model_card_is_made_of_the_facts(tmp_path: Path) -> None:
@@ -506,6 +531,42 @@ def test_ctrl_c_while_saving_leaves_the_old_model(tmp_path: Path, monkeypatch: p
             folder.save(tmp_path, stored(2))
     assert same(folder.load(tmp_path), stored(1))
     assert sorted(os.listdir(tmp_path)) == ["README.md", "config.json", "model.safetensors"]
+
+
+def test_staged_weights_stay_while_the_config_can_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may be the model: the disk failed after the config was written and before the weights had their name."""
+    folder.save(tmp_path, stored(1))
+    sha256 = json.loads((tmp_path / "config.json").read_text())["sha256"]
+    staged = tmp_path / f"model.{sha256[:16]}.safetensors"
+    (tmp_path / "model.safetensors").rename(staged)
+    real_replace, real_open = os.replace, os.open
+
+    def replace(source, target) -> None:
+        if str(target).endswith("model.safetensors"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real_replace(source, target)
+
+    def unreadable(path, *arguments, **named):
+        if str(path).endswith("config.json"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real_open(path, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace)
+        patch.setattr(folder, "_refuse_other_files", lambda _: patch.setattr(os, "open", unreadable))
+        with pytest.raises(MobileNetError, match=r"model.safetensors: can't be written: Input/output error"):
+            folder.save(tmp_path, stored(2))
+    assert same(folder.load(tmp_path), stored(2))
+
+
+def test_what_a_killed_process_left_is_cleared_away_later(tmp_path: Path) -> None:
+    folder.save(tmp_path, stored(1))
+    for name, age in ((".0123456789abcdef.tmp", 4000), (".fedcba9876543210.tmp", 60), ("mine.tmp", 4000)):
+        (tmp_path / name).write_bytes(b"half")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    folder.save(tmp_path, stored(2))
+    left = {".fedcba9876543210.tmp", "mine.tmp"}  # somebody may be writing to the first
+    assert set(os.listdir(tmp_path)) == left | {"README.md", "config.json", "model.safetensors"}
 
 
 KILLED = """

@@ -16,7 +16,7 @@ from .metrics import Bin
 Point = tuple[float, float]
 
 WIDTH, HEIGHT = 460, 260  # of a chart in its own units; the page scales it
-LEFT, RIGHT, TOP, BOTTOM = 54, 24, 14, 42  # margins for the axes' texts
+LEFT, RIGHT, TOP, BOTTOM = 58, 24, 14, 42  # margins for the axes' texts
 LABEL_LENGTH = 16  # characters of a class name beside the matrix
 COUNTED_CLASSES = 16  # up to here a cell of the matrix is large enough for its count
 
@@ -170,7 +170,7 @@ def confusion_chart(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> s
     """Returns the matrix: a row a true class, a column a predicted one, shaded by the share of the row."""
     cell = 36 if len(labels) <= COUNTED_CLASSES else 18
     names = [cut(label, LABEL_LENGTH) for label in labels]
-    left = top = 18 + max(_text_width(name) for name in names)
+    left = top = 30 + max(_text_width(name) for name in names)
     size = cell * len(labels)
     body = [
         _rect("empty", left, top, size, size),

@@ -139,7 +139,8 @@ def _cost(args: Arguments) -> int:
     from .cost import cost
 
     found = cost(_network(args), bytes_per_element=args.bytes)
-    _emit(args, found.to_dict(), found.table(args.view))
+    tables = dict.fromkeys((args.view, "total"))  # once if it is the same
+    _emit(args, found.to_dict(), "\n\n".join([str(found.network), *map(found.table, tables)]))
     return 0
 
 

@@ -138,7 +138,7 @@ class BlockCost(Counts):
     @property
     def ratio(self) -> float | None:
         """`separable` over `standard`: 1/N + 1/k², whatever the input channels and the resolution."""
-        return None if self.standard is None or self.separable is None else self.separable / self.standard
+        return self.separable / self.standard if self.separable and self.standard else None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the figures as plain data, memory in bytes."""

@@ -76,7 +76,8 @@ def evaluate(
 def _known(model: Model, photos: Dataset | Path | str, split_file: Path | None) -> Dataset:
     """Returns the data set with the model's numbering of the classes."""
     if not isinstance(photos, Dataset):
-        return datasets.read(photos, classes=model.labels, split_file=split_file)
+        # No new split is made: without a stored one, a folder that is not split is measured whole.
+        return datasets.read(photos, classes=model.labels, split_file=split_file, validation=0.0)
     return photos if photos.classes == model.labels else photos.relabel(model.labels)
 
 

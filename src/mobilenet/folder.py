@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -27,8 +28,10 @@ FORMAT, VERSION = "mobilenet model", 1
 
 _KEYS = ("format", "version", "network", "labels", "preprocessing", "sha256", "notes")
 _STAGED = re.compile(r"model\.[0-9a-f]{16}\.safetensors")
+_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")  # as `write_atomic` names them
+_ABANDONED = 3600  # seconds after which nobody writes to a temporary file any more
 _MAX_LABEL = 1000  # characters
-_READS = 3  # of a folder that somebody saves into meanwhile
+_RETRIES = 10  # of reading a folder that somebody saves into meanwhile
 
 _T = TypeVar("_T")
 
@@ -95,14 +98,15 @@ def load(folder: str | os.PathLike[str], *, allow_nonfinite: bool = False) -> St
         ModelError: names the file and what in it is wrong and would be right.
     """
     path = Path(folder) / CONFIG
-    for attempt in range(1, _READS + 1):
-        config = _read_config(path)
+    config = _read_config(path)
+    for _ in range(_RETRIES):
         try:
             return _load(path, config, allow_nonfinite)
         except ModelError:
-            if attempt == _READS or _read_config(path) == config:  # else a new model took its place meanwhile
+            before, config = config, _read_config(path)
+            if config == before:  # else a new model took its place meanwhile
                 raise
-    raise AssertionError
+    return _load(path, config, allow_nonfinite)
 
 
 def check_labels(network: Network, labels: Sequence[str] | None) -> None:
@@ -193,13 +197,14 @@ def _rename(source: Path, target: Path) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Removes weights that were staged and never became the model, here or in a process that was killed."""
+    """Removes weights that were staged and never became the model, and what a process that was killed left behind."""
     with contextlib.suppress(OSError):
         named = _saved_sha256(folder)
         if named is None and os.path.lexists(folder / CONFIG):
             return  # it can't be read just now: what is staged may be the model
         for name in os.listdir(folder):
-            if _STAGED.fullmatch(name) and not (named and name == _staged(named)):
+            stale = _STAGED.fullmatch(name) and not (named and name == _staged(named))
+            if stale or (_TEMPORARY.fullmatch(name) and time.time() - os.stat(folder / name).st_mtime > _ABANDONED):
                 os.unlink(folder / name)
 
 

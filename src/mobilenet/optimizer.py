@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .recipe import Plan, kept_share, learning_rate
+from .recipe import HEAD_START, Plan, kept_share, learning_rate
 from .torch_model import TorchMobileNet
 
 MOMENTUM = 0.9
@@ -68,7 +68,8 @@ class State:
         v["momentum"].mul_(MOMENTUM).add_(gradient)
         gradient.add_(v["momentum"], alpha=MOMENTUM)
         v["parameters"].add_(gradient, alpha=-learning_rate(plan, self.step, self.steps))
-        kept = kept_share(self.model.network.conventions.batch_norm_momentum, self.step)
+        momentum = self.model.network.conventions.batch_norm_momentum
+        kept = kept_share(momentum, self.step, HEAD_START if plan.fine_tuning else 0)
         v["statistics"].lerp_(batch_statistics, 1 - kept)
         kept = kept_share(plan.average, self.step)
         v["average"].lerp_(v["parameters"], 1 - kept)

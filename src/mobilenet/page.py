@@ -113,8 +113,8 @@ footer { font-size: 12.5px; color: var(--quiet); }
   .tiles { grid-template-columns: 1fr 1fr; gap: 10px; }
   .tile { padding: 12px 14px; }
   .bar { display: none; }
-  th, td { padding-right: 10px; }
-  td:first-child { min-width: 84px; }
+  th, td { padding-right: 8px; }
+  td:first-child { min-width: 62px; }
   svg.plot, svg.plot .tick { font-size: 15px; }
   .cards { grid-template-columns: 1fr; }
 }

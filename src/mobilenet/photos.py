@@ -166,10 +166,9 @@ def _decoded_jpeg(header: Header, minimum: tuple[int, int] | None) -> NDArray[np
     height, width = _scaled_size(header, minimum)
     if height * width > MAX_DECODED_PIXELS:
         raise PhotoError(
-            f"is {width:,} x {height:,} pixels to decode, at most {MAX_DECODED_PIXELS:,} are allowed in all"
+            f"is {width:,} x {height:,} pixels to decode, at most {MAX_DECODED_PIXELS:,} are allowed; save it smaller"
         )
     colours = "GRAY" if header.components == 1 else "RGB"
-
     try:
         decoded = simplejpeg.decode_jpeg(header.data, colours, min_height=height, min_width=width)
     except ValueError as error:

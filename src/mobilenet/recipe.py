@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from . import arch
 from .arch import Network
-from .checks import exact_fields, fields
+from .checks import boolean, exact_fields, fields
 from .errors import UsageError
 from .preprocessing import Preprocessing
 from .settings import OPERATION, Augment, Precision, Settings
@@ -22,10 +22,18 @@ from .settings import settings_from as settings_from
 
 @dataclass(frozen=True)
 class Plan:
-    """Holds every choice that the result of a training depends on, the photos apart; the fields are `Settings`'."""
+    """Holds every choice that the result of a training depends on, the photos apart.
+
+    Attributes:
+        network, preprocessing: of the model to be made.
+        fine_tuning: whether the weights come from another model.
+
+    The other fields are those of `Settings`.
+    """
 
     network: Network
     preprocessing: Preprocessing
+    fine_tuning: bool
     epochs: int
     minutes: float | None
     batch: int
@@ -56,6 +64,7 @@ class Plan:
         given = exact_fields("plan", data, Plan)
         given["network"] = Network.from_dict(given["network"])
         given["preprocessing"] = Preprocessing.from_dict(given["preprocessing"])
+        boolean("fine_tuning", given["fine_tuning"])
         plan = Plan(**given)
         for left_out in ("epochs", "minutes"):  # the two exclude each other as settings
             Settings(**{name: getattr(plan, name) for name in _SHARED if name != left_out})
@@ -105,9 +114,11 @@ EPOCHS = (20, 120)  # least and most, from scratch
 PASSES = 1_000_000  # photos seen, between those limits
 STEPS = 1_500  # least in all
 FINE_TUNING = 0.25  # of the epochs and steps, when the weights come from another model
+HEAD_START = 990  # steps that its batch norm's statistics are worth: 0.991 of them are kept in the first step
 RATE = 0.1  # for LARGEST_BATCH, in proportion for others (arXiv 1706.02677)
 FINE_RATE = 0.02
 WARM_UP = 0.05  # of the steps
+PATIENCE = (5, 1 / 3)  # epochs, and share of them: at least both
 
 
 def decide(settings: Settings, photos: Photos, processes: int = 1, source: "Source | None" = None) -> Plan:
@@ -130,7 +141,7 @@ def decide(settings: Settings, photos: Photos, processes: int = 1, source: "Sour
     epochs = settings.epochs or max(
         min(max(PASSES // photos.train, EPOCHS[0]), EPOCHS[1]) * scale, STEPS * scale / steps, 1
     )
-    patience = math.ceil(epochs / 3) if photos.validation and source is None else 0
+    patience = max(math.ceil(epochs * PATIENCE[1]), PATIENCE[0]) if photos.validation else 0
     if settings.patience and not photos.validation:
         raise UsageError(f"patience: {settings.patience} epochs for a better validation, but no photos to validate on")
     rate = (FINE_RATE if source else RATE) * batch / LARGEST_BATCH
@@ -142,6 +153,7 @@ def decide(settings: Settings, photos: Photos, processes: int = 1, source: "Sour
     plan = Plan(
         network=network,
         preprocessing=_preprocessing(network, source),
+        fine_tuning=source is not None,
         epochs=math.ceil(epochs),
         minutes=settings.minutes,
         batch=batch,
@@ -238,10 +250,11 @@ def learning_rate(plan: Plan, step: int, steps: int) -> float:
     return plan.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1)))
 
 
-def kept_share(decay: float, step: int) -> float:
+def kept_share(decay: float, step: int, head_start: int = 0) -> float:
     """Returns the share of a moving average that a step keeps: less than `decay` in the beginning.
 
     Without it the first values, which mean nothing, would weigh on the average for 1 / (1 - decay) steps. The same
-    warm-up as in TensorFlow's `ExponentialMovingAverage(num_updates=…)`.
+    warm-up as in TensorFlow's `ExponentialMovingAverage(num_updates=…)`. Values that do mean something get a head start
+    of as many steps as they are worth.
     """
-    return min(decay, (1 + step) / (10 + step))
+    return min(decay, (1 + head_start + step) / (10 + head_start + step))
