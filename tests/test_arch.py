@@ -7,17 +7,7 @@ from dataclasses import replace
 import pytest
 
 from members import random_members
-from mobilenet.arch import (
-    SCALINGS,
-    Conventions,
-    Network,
-    Shape,
-    conventions,
-    scale_channels,
-    sources,
-    v1,
-    v2,
-)
+from mobilenet.arch import SCALINGS, Conventions, Network, Shape, conventions, scale_channels, sources, v1, v2
 from mobilenet.errors import UsageError
 
 # Channels of the stem and of the lines of V2's Table 2, then those of the head.

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from mobilenet import augment, photos
-from mobilenet.augment import STRENGTHS, Draw, Strength
-from mobilenet.preprocessing import Preprocessing
+from mobilenet import photos
+from mobilenet.photos.preprocessing import Preprocessing
+from mobilenet.training import augment
+from mobilenet.training.augment import STRENGTHS, Draw, Strength
 
 SMALL = Preprocessing(32, 32, crop=1.0, resize="squash", mean=(0.0,), std=(1.0,))
 LARGE = Preprocessing(80, 80, mean=(0.0,), std=(1.0,))

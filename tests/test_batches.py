@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from mobilenet import augment
-from mobilenet.batches import Batches, MicroBatch, ahead, dropout_seed, generator
-from mobilenet.cache import Cache
-from mobilenet.recipe import Photos, decide
-from mobilenet.settings import Settings
+from mobilenet.data.cache import Cache
+from mobilenet.training import augment
+from mobilenet.training.batches import Batches, MicroBatch, ahead, dropout_seed, generator
+from mobilenet.training.recipe import Photos, decide
+from mobilenet.training.settings import Settings
 
 PLAN = decide(Settings(batch=16, micro_batches=3, seed=5), Photos(100, 0, 3, 32))
 BAD = 7

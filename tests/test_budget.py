@@ -6,10 +6,10 @@ import pytest
 
 from mobilenet.arch import v1, v2
 from mobilenet.budget import ALPHAS, RESOLUTIONS, Candidate, choose, choose_table
+from mobilenet.common.text import bytes_text, parse_amount, table_text
 from mobilenet.cost import cost
 from mobilenet.errors import GateError, UsageError
 from mobilenet.published import SLIM_V1_ROWS, SLIM_V2_ROWS
-from mobilenet.text import bytes_text, parse_amount, table_text
 
 
 def members(candidates: list[Candidate]) -> list[tuple[str, float, int]]:

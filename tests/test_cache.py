@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mobilenet import cache as module
-from mobilenet import parallel, row_store
-from mobilenet.cache import Cache, build
-from mobilenet.dataset import Photo, read
+from mobilenet.common import parallel
+from mobilenet.data import cache as module
+from mobilenet.data import row_store
+from mobilenet.data.cache import Cache, build
+from mobilenet.data.dataset import Photo, read
 from mobilenet.errors import DatasetError, MobileNetError, UsageError
 from mobilenet.photos import pixels
-from mobilenet.preprocessing import Preprocessing
+from mobilenet.photos.preprocessing import Preprocessing
 
 DEEP = os.environ.get("MOBILENET_DEEP") == "1"
 SMALL = Preprocessing(height=8, width=12)
@@ -381,9 +382,9 @@ def test_an_interrupt_keeps_what_is_done(tmp_path, small_chunks, decoded):
 CHILD = """
 import sys
 from pathlib import Path
-from mobilenet import cache, row_store
-from mobilenet.dataset import read
-from mobilenet.preprocessing import Preprocessing
+from mobilenet.data import cache, row_store
+from mobilenet.data.dataset import read
+from mobilenet.photos.preprocessing import Preprocessing
 cache._CHUNK_ROWS, row_store._FLUSH_SECONDS = 2, 0.0
 root, folder = map(Path, sys.argv[1:3])
 photos = read(root, validation=0).photos

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save as save_tensors
 
-from mobilenet import checkpoint
-from mobilenet.checkpoint import Checkpoint
 from mobilenet.errors import MobileNetError, ModelError
+from mobilenet.training import checkpoint
+from mobilenet.training.checkpoint import Checkpoint
 
 SIZES = {"parameters": 40, "statistics": 6}
 

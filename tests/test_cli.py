@@ -62,7 +62,14 @@ def test_cost_takes_every_argument_of_the_architecture(capsys: pytest.CaptureFix
     argv = "v1 --alpha 0.5 --resolution 97x64 --channels 1 --no-top --pooling max --downsampling 16 --standard"
     code, out, _ = run(capsys, "cost", *argv.split(), "--source", "timm", "--json")
     network = mobilenet.v1(
-        0.5, (97, 64), channels=1, include_top=False, pooling="max", downsampling=16, separable=False, conventions="timm"
+        0.5,
+        (97, 64),
+        channels=1,
+        include_top=False,
+        pooling="max",
+        downsampling=16,
+        separable=False,
+        conventions="timm",
     )
     assert code == 0
     assert json.loads(out)["macs"] == mobilenet.cost(network).macs
@@ -104,7 +111,9 @@ def test_predict(model: Path, photos: Path, capsys: pytest.CaptureFixture[str]) 
     assert len(rows) == 12
 
 
-def test_predict_goes_on_after_a_broken_photo(model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_goes_on_after_a_broken_photo(
+    model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"\xff\xd8\xff no photo")
     code, out, _ = run(capsys, "predict", model, broken, photos / "light" / "0.png", "--json")
@@ -168,7 +177,12 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_bad_input_gets_a_clear_error(
-    argv: list[str], code: int, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    argv: list[str],
+    code: int,
+    text: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     found, out, err = run(capsys, *argv)
@@ -179,12 +193,14 @@ def test_bad_input_gets_a_clear_error(
 
 def test_an_error_with_json_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, "cost", "v2", "--alpha", "0", "--json")
-    assert json.loads(out) == {"error": json.loads(out)["error"], "exit_code": code} and code == 2
+    assert json.loads(out) == {"error": json.loads(out)["error"], "exit_code": code}
+    assert code == 2
     assert json.loads(out)["error"] in err
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(KeyboardInterrupt(), 130), (MemoryError("x"), 1), (OSError(28, "disk full"), 1), (MobileNetError("x"), 1)]
+    ("error", "code"),
+    [(KeyboardInterrupt(), 130), (MemoryError("x"), 1), (OSError(28, "disk full"), 1), (MobileNetError("x"), 1)],
 )
 def test_exit_codes_of_what_can_happen(
     error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -223,7 +239,9 @@ def test_every_example_in_the_help_parses() -> None:
 
 
 def test_starting_imports_no_more_than_it_needs() -> None:
-    code = "import sys; from mobilenet.cli import main; main(['cost', 'v2']); print(sorted(sys.modules), file=sys.stderr)"
+    code = (
+        "import sys; from mobilenet.cli import main; main(['cost', 'v2']); print(sorted(sys.modules), file=sys.stderr)"
+    )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
     assert "'mobilenet.cost'" in loaded
     assert not any(f"'{name}'" in loaded for name in ("numpy", "PIL", "torch", "asyncio"))

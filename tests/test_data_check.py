@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mobilenet import data_check
-from mobilenet.data_check import Report, check, dhash
-from mobilenet.dataset import Dataset, read
+from mobilenet.data import check as data_check
+from mobilenet.data.check import Report, check, dhash
+from mobilenet.data.dataset import Dataset, read
 from mobilenet.errors import UsageError
 
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from mobilenet.distributed import Group, Lost
 from mobilenet.errors import UsageError
-from mobilenet.settings import Settings
-from mobilenet.train import train
+from mobilenet.training.distributed import Group, Lost
+from mobilenet.training.settings import Settings
+from mobilenet.training.train import train
 from toy_training import TINY, checkpoints, log_of, make_photos, metrics_of, start, state_of, tiny, wait_for
 
 TWO_PARTS = tiny(epochs=2, micro_batches=2)

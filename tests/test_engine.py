@@ -10,7 +10,7 @@ from mobilenet.arch import Network, v1, v2
 from mobilenet.engine import Engine
 from mobilenet.errors import UsageError
 from mobilenet.model import Model
-from mobilenet.preprocessing import Preprocessing
+from mobilenet.photos.preprocessing import Preprocessing
 from mobilenet.reference import forward, outputs, tolerance
 from model_makers import SMALL, random_model, random_pixels, same_tensors
 from small_members import small_members

@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mobilenet import dataset as datasets
 from mobilenet import photos
 from mobilenet.arch import v1
+from mobilenet.data import dataset as datasets
 from mobilenet.engine import Engine
 from mobilenet.errors import DatasetError, ModelError, UsageError
-from mobilenet.evaluate import evaluate
+from mobilenet.evaluation.evaluate import evaluate
 from mobilenet.model import Model, create
-from mobilenet.preprocessing import Preprocessing
+from mobilenet.photos.preprocessing import Preprocessing
 
 LABELS = ("ant", "bee", "cat")
 

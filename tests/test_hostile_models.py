@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from members import DEEP
-from mobilenet import folder, strict_json, tensors_file
+from mobilenet.common import strict_json
 from mobilenet.errors import ModelError
 from mobilenet.model import load
+from mobilenet.storage import folder, tensors_file
 from model_makers import SMALL, edit_config, random_model, random_tensors
 
 WEIGHTS = tensors_file.encode(random_tensors(SMALL))

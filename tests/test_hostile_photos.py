@@ -24,9 +24,9 @@ from PIL import Image
 import photo_makers as make
 import photo_mutations
 from mobilenet.errors import PhotoError
-from mobilenet.photo_headers import read_header
-from mobilenet.photo_limits import MAX_ANCILLARY, MAX_BYTES, MAX_FRAMES, MAX_PARTS, MAX_SCANS, MAX_SUB_BLOCKS
 from mobilenet.photos import Preprocessing, decode, open_bytes, pixels
+from mobilenet.photos.headers import read_header
+from mobilenet.photos.limits import MAX_ANCILLARY, MAX_BYTES, MAX_FRAMES, MAX_PARTS, MAX_SCANS, MAX_SUB_BLOCKS
 
 HOW = Preprocessing(32, 32)
 MEMORY = 512 << 20

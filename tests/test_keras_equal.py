@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mobilenet import reference
 from mobilenet.arch import Network, v1, v2
-from mobilenet.torch_model import TorchMobileNet
+from mobilenet.training.torch_model import TorchMobileNet
 from small_members import Tensors, random_pixels, random_tensors
 
 os.environ["KERAS_BACKEND"] = "torch"

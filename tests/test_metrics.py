@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mobilenet.data.layouts import SetAside
 from mobilenet.errors import ModelError
-from mobilenet.layouts import SetAside
-from mobilenet.metrics import Evaluation, log_softmax, score, wilson
+from mobilenet.evaluation.metrics import Evaluation, log_softmax, score, wilson
 
 EPS = np.finfo(np.float64).eps
 

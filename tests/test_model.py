@@ -17,9 +17,9 @@ from mobilenet.arch import conventions, v1, v2
 from mobilenet.cost import cost
 from mobilenet.engine import Engine
 from mobilenet.errors import ModelError, PhotoError, UsageError
-from mobilenet.listing import rows
 from mobilenet.model import Model, Prediction, create, load, usual_preprocessing
-from mobilenet.preprocessing import Preprocessing
+from mobilenet.notes import rows
+from mobilenet.photos.preprocessing import Preprocessing
 from mobilenet.reference import forward, softmax, tolerance
 from mobilenet.weights import initial
 from model_makers import SMALL, random_model, random_pixels, random_tensors, same_tensors

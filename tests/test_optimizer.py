@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from mobilenet import arch, recipe, weights
-from mobilenet.optimizer import MOMENTUM, State
-from mobilenet.recipe import Photos, decide
-from mobilenet.settings import Settings
-from mobilenet.torch_model import TorchMobileNet
+from mobilenet import arch, weights
+from mobilenet.training import recipe
+from mobilenet.training.optimizer import MOMENTUM, State
+from mobilenet.training.recipe import Photos, decide
+from mobilenet.training.settings import Settings
+from mobilenet.training.torch_model import TorchMobileNet
 
 NETWORK = arch.v2(0.1, 32, 3)
 EPS = float(np.finfo(np.float32).eps)

@@ -16,8 +16,8 @@ from PIL import Image, ImageOps
 
 import photo_makers as make
 from mobilenet.errors import ModelError, PhotoError, UsageError
-from mobilenet.photo_headers import read_header
 from mobilenet.photos import OVERSAMPLING, Preprocessing, decode, open_bytes, pixels
+from mobilenet.photos.headers import read_header
 
 WHOLE = Preprocessing(20, 24, crop=1.0)
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import mobilenet.predict as predict
+import mobilenet.evaluation.predict as predict
 from mobilenet import photos
 from mobilenet.arch import v1
 from mobilenet.engine import Engine
 from mobilenet.errors import DataError, PhotoError, UsageError
+from mobilenet.evaluation.predict import Row, batches, photo_paths, predict_paths, write_rows
 from mobilenet.model import Model
-from mobilenet.predict import Row, batches, photo_paths, predict_paths, write_rows
-from mobilenet.preprocessing import Preprocessing
+from mobilenet.photos.preprocessing import Preprocessing
 from mobilenet.weights import initial
 
 LABELS = ("cat", "dog", "fish, raw", "bird", "bee", "ox")

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from mobilenet import arch, recipe
-from mobilenet.checks import fields
+from mobilenet import arch
+from mobilenet.common.checks import fields
 from mobilenet.errors import UsageError
-from mobilenet.preprocessing import Preprocessing
-from mobilenet.recipe import Photos, Plan, Source, add_arguments, decide, settings_from
-from mobilenet.settings import Settings
+from mobilenet.photos.preprocessing import Preprocessing
+from mobilenet.training import recipe
+from mobilenet.training.recipe import Photos, Plan, Source, add_arguments, decide, settings_from
+from mobilenet.training.settings import Settings
 
 CIFAR = Photos(train=42_500, validation=7_500, classes=10, side=32)
 

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mobilenet import charts, report
-from mobilenet.activation import activation_maps, explained
 from mobilenet.arch import v1, v2
-from mobilenet.charts import Axis, Series
 from mobilenet.cost import cost
+from mobilenet.data.layouts import SetAside
 from mobilenet.engine import Engine
 from mobilenet.errors import DataError
-from mobilenet.layouts import SetAside
-from mobilenet.metrics import Evaluation, score
+from mobilenet.evaluation import charts, report
+from mobilenet.evaluation.activation import activation_maps, explained
+from mobilenet.evaluation.charts import Axis, Series
+from mobilenet.evaluation.metrics import Evaluation, score
+from mobilenet.evaluation.report import read_metrics, write_report
 from mobilenet.model import Model
-from mobilenet.preprocessing import Preprocessing
-from mobilenet.report import read_metrics, write_report
+from mobilenet.photos.preprocessing import Preprocessing
 from mobilenet.weights import initial
 
 HOSTILE = "<script>alert(1)</script>\"'&"
@@ -395,7 +395,7 @@ def test_pictures_are_small_jpegs_of_what_the_model_sees(tmp_path, channels):
 
 
 def test_the_heat_is_where_the_map_is_high():
-    from mobilenet.activation import _under_heat
+    from mobilenet.evaluation.activation import _under_heat
 
     heat = np.array([[0, -5, 0], [0, 0, 9], [0, 0, 0]], np.float32)
     shown = np.asarray(_under_heat(Image.new("RGB", (90, 90), (100, 100, 100)), heat)).astype(int).sum(axis=2)

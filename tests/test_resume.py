@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from mobilenet import folder
 from mobilenet.errors import DatasetError, MobileNetError, ModelError, UsageError
-from mobilenet.settings import Settings
-from mobilenet.train import train
+from mobilenet.storage import folder
+from mobilenet.training.settings import Settings
+from mobilenet.training.train import train
 from toy_training import (
     TINY,
     assert_same,

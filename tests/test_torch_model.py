@@ -12,7 +12,7 @@ from torch import Tensor
 from mobilenet import reference, weights
 from mobilenet.arch import SCALINGS, Network, sources, v1, v2
 from mobilenet.errors import ModelError, UsageError
-from mobilenet.torch_model import TorchMobileNet
+from mobilenet.training.torch_model import TorchMobileNet
 from small_members import Tensors, random_pixels, random_tensors, small_members
 
 SINGLE = float(np.finfo(np.float32).eps)

@@ -11,18 +11,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mobilenet import augment, fine_tuning, folder, measure, weights
-from mobilenet.batches import Batches
-from mobilenet.distributed import Group
+from mobilenet import weights
 from mobilenet.errors import DatasetError, MobileNetError, ModelError, UsageError
-from mobilenet.monitor import Epoch, Event, Step, on_stderr
-from mobilenet.optimizer import State
-from mobilenet.preprocessing import Preprocessing
-from mobilenet.recipe import Plan
-from mobilenet.settings import Settings
-from mobilenet.torch_model import TorchMobileNet
-from mobilenet.train import train
-from mobilenet.worker import Worker
+from mobilenet.photos.preprocessing import Preprocessing
+from mobilenet.storage import folder
+from mobilenet.training import augment, fine_tuning, measure
+from mobilenet.training.batches import Batches
+from mobilenet.training.distributed import Group
+from mobilenet.training.monitor import Epoch, Event, Step, on_stderr
+from mobilenet.training.optimizer import State
+from mobilenet.training.recipe import Plan
+from mobilenet.training.settings import Settings
+from mobilenet.training.torch_model import TorchMobileNet
+from mobilenet.training.train import train
+from mobilenet.training.worker import Worker
 from toy_training import TINY, make_photos, metrics_of, state_of, tiny
 
 
@@ -124,7 +126,7 @@ def test_the_seed_decides_about_everything(photos: Path, tmp_path: Path) -> None
 
 def test_micro_batches_add_up_to_the_gradient_of_the_batch(photos: Path, tmp_path: Path) -> None:
     """Checked against each part's own gradient, by autograd, weighted by its number of photos."""
-    from mobilenet import cache, dataset
+    from mobilenet.data import cache, dataset
 
     data = dataset.read(photos)
     how = Preprocessing(32, 32, crop=1.0, resize="squash")

@@ -17,13 +17,14 @@ import pytest
 import safetensors.numpy
 
 from members import DEEP, random_members
-from mobilenet import fitting, folder, strict_json, tensors_file
 from mobilenet.arch import Network, conventions, v1, v2
+from mobilenet.common import strict_json
 from mobilenet.errors import MobileNetError, ModelError, UsageError
-from mobilenet.folder import Stored
 from mobilenet.model import Model, load
-from mobilenet.preprocessing import Preprocessing
+from mobilenet.photos.preprocessing import Preprocessing
 from mobilenet.reference import forward, tolerance
+from mobilenet.storage import fitting, folder, tensors_file
+from mobilenet.storage.folder import Stored
 from mobilenet.weights import check, check_shapes, fold, initial
 from model_makers import SMALL, edit_config, random_model, random_pixels, random_tensors, same_tensors
 

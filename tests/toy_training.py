@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file
 
-from mobilenet.settings import Settings
+from mobilenet.training.settings import Settings
 
 # V2 of 90,000 parameters: a step of 16 photos takes 0.05 s on one core.
 TINY: dict[str, Any] = {
@@ -24,7 +24,7 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 
 _processes = multiprocessing.get_context("forkserver")  # importing torch takes 3 s: once, not for each process
-_processes.set_forkserver_preload(["mobilenet.train"])
+_processes.set_forkserver_preload(["mobilenet.training.train"])
 
 
 def tiny(**changes: Any) -> Settings:
@@ -83,7 +83,7 @@ def _child(
     photos: Path, output: Path, settings: dict[str, Any], environment: dict[str, str], die_at: int, more: dict[str, Any]
 ) -> None:
     from mobilenet.errors import MobileNetError
-    from mobilenet.train import train
+    from mobilenet.training.train import train
 
     os.environ.update(environment)
     if die_at:

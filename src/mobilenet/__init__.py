@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from .model import Prediction as Prediction
     from .model import create as create
     from .model import load as load
-    from .preprocessing import Preprocessing as Preprocessing
+    from .photos.preprocessing import Preprocessing as Preprocessing
 
 __version__ = "0.1.0"
 
@@ -59,7 +59,7 @@ _HOMES = {
         "UsageError",
     ),
     "model": ("MobileNet", "MobileNetV2", "Model", "Prediction", "create", "load"),
-    "preprocessing": ("Preprocessing",),
+    "photos.preprocessing": ("Preprocessing",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, get_args
 
-from .checks import boolean, choice, exact_fields, fields, integer, number, refuse_unknown
+from .common.checks import boolean, choice, exact_fields, fields, integer, number, refuse_unknown
 from .errors import UsageError
 
 Family = Literal["v1", "v2"]

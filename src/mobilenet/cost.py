@@ -20,8 +20,8 @@ from itertools import groupby
 from typing import Any, Literal, get_args
 
 from .arch import Layer, Network
-from .checks import choice, integer
-from .text import bytes_text, table_text
+from .common.checks import choice, integer
+from .common.text import bytes_text, table_text
 
 View = Literal["layers", "blocks", "kinds", "total"]
 VIEWS: tuple[View, ...] = get_args(View)

@@ -1,4 +1,4 @@
-"""The main job on real data that comes with the package: photos of digits in, a trained model, labels and a report out."""
+"""The main job on real data that comes with the package: photos of digits in, a model, labels and a report out."""
 
 from importlib import resources
 from pathlib import Path
@@ -38,13 +38,13 @@ def demo(output: Path) -> tuple[dict[str, Any], str]:
     Raises:
         DataError: `output` holds something that is not the demo's.
     """
+    from .common.progress import counter
     from .cost import cost
-    from .evaluate import evaluate
+    from .evaluation.evaluate import evaluate
+    from .evaluation.report import write_report
     from .model import load
-    from .progress import counter
-    from .report import write_report
-    from .settings import Settings
-    from .train import train
+    from .training.settings import Settings
+    from .training.train import train
 
     photos, model_folder, report = output / "photos", output / "model", output / "report.html"
     if output.exists() and any(output.iterdir()) and not photos.is_dir():
@@ -58,7 +58,8 @@ def demo(output: Path) -> tuple[dict[str, Any], str]:
     labelled = zip(shown, model.predict(list(shown)), strict=True)
     costs = cost(model.network)
     lines = [
-        f"{count} photos of handwritten digits, {model.network}: {costs.macs:,} multiply-adds, {costs.params:,} parameters",
+        f"{count} photos of handwritten digits",
+        f"{model.network}: {costs.macs:,} multiply-adds, {costs.params:,} parameters",
         str(found),
         *(f"{path.relative_to(output)}: {prediction}" for path, prediction in labelled),
         f"model: {model_folder}",

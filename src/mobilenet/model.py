@@ -11,14 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from . import folder, listing, photos, transfer
+from . import notes as listing
+from . import photos
 from .arch import SCALINGS, Network, v1, v2
-from .checks import integer, short
+from .common.checks import integer, short
 from .engine import Engine, Floats
 from .errors import UsageError
-from .folder import Stored
-from .preprocessing import Preprocessing
-from .transfer import Transfer
+from .photos.preprocessing import Preprocessing
+from .storage import folder, transfer
+from .storage.folder import Stored
+from .storage.transfer import Transfer
 from .weights import check, initial
 
 _BATCH = 32  # photos whose pixels are in memory at a time

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import fitting
 from .arch import STATISTICS, Layer, Network
-from .checks import integer, short
+from .common.checks import integer, short
 from .errors import ModelError
-from .tensors_file import Shapes, Tensors
+from .storage import fitting
+from .storage.tensors_file import Shapes, Tensors
 
 
 def initial(network: Network, seed: int = 0) -> Tensors:
