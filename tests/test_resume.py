@@ -9,11 +9,17 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
+from mobilenet.data.cache import Cache
 from mobilenet.errors import DatasetError, MobileNetError, ModelError, UsageError
 from mobilenet.storage import folder
+from mobilenet.training import checkpoint
+from mobilenet.training.distributed import Lost
 from mobilenet.training.settings import Settings
+from mobilenet.training.tally import Sums
 from mobilenet.training.train import train
+from mobilenet.training.worker import Worker
 from toy_training import (
     TINY,
     assert_same,
@@ -282,6 +288,55 @@ def test_a_damaged_plan_is_refused(photos: Path, stopped: Path) -> None:
     run.write_text(run.read_text().replace('"epochs": 4', '"epochs": 0'))
     with pytest.raises(ModelError, match=r"run.json: epochs: got 0, needed a whole number from 1"):
         train(photos, stopped, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("result.json", b'{"epochs": 4}', r"result.json: result: the key 'output' is missing"),
+        ("result.json", b"{", r"result.json: "),
+        ("metrics.jsonl", None, r"metrics.jsonl: is a folder, a regular file is needed"),
+    ],
+)
+def test_other_damaged_files_are_refused(
+    photos: Path, stopped: Path, name: str, content: bytes | None, message: str
+) -> None:
+    path = stopped / "training" / name
+    path.unlink(missing_ok=True)
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ModelError, match=message):
+        train(photos, stopped, resume=True, report=lambda _: None)
+
+
+def test_a_checkpoint_with_other_facts_is_refused(photos: Path, stopped: Path) -> None:
+    found = checkpoint.Checkpoint(10, load_file(checkpoints(stopped)[-1]), {"loss": 0.0, "lose": 1.0})
+    checkpoint.save(stopped / "training" / "checkpoints", found)
+    with pytest.raises(ModelError, match="checkpoint: unknown key 'lose'; did you mean 'loss'"):
+        train(photos, stopped, resume=True, report=lambda _: None)
+
+
+def test_an_epoch_that_was_not_validated_is_when_going_on(
+    photos: Path, undisturbed: tuple[Path, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when another process is lost in a validation: the step was done, the epoch did not end."""
+    output, validate = tmp_path / "out", Worker.validate
+
+    def lost(self: Worker, cache: Cache) -> Sums:
+        if self.state.step == 8:
+            raise Lost("process 0 of 2: another process of the training has stopped")
+        return validate(self, cache)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "validate", lost)
+        with pytest.raises(Lost):
+            train(photos, output, tiny(epochs=4), report=lambda _: None)
+    assert checkpoints(output)[-1].name.startswith("step-00000008")
+    assert len(metrics_of(output)) == 1
+    train(photos, output, resume=True, report=lambda _: None)
+    assert_same(undisturbed[0], output)
 
 
 def test_resume_begins_where_there_is_nothing(photos: Path, tmp_path: Path) -> None:

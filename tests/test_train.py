@@ -2,8 +2,10 @@
 
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from mobilenet.errors import DatasetError, MobileNetError, ModelError, UsageErro
 from mobilenet.photos.preprocessing import Preprocessing
 from mobilenet.storage import folder
 from mobilenet.training import augment, fine_tuning, measure
-from mobilenet.training.batches import Batches
+from mobilenet.training.batches import Batches, MicroBatch
 from mobilenet.training.distributed import Group
 from mobilenet.training.monitor import Epoch, Event, Step, on_stderr
 from mobilenet.training.optimizer import State
@@ -209,6 +211,25 @@ def test_the_measurement_changes_nothing(photos: Path, tmp_path: Path) -> None:
     assert measured == plain
 
 
+def test_a_slow_machine_is_measured_once(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[Plan] = []
+    accumulate = Worker.accumulate
+
+    def counted(self: Worker, part: MicroBatch) -> torch.Tensor:
+        passes.append(self.plan)
+        return accumulate(self, part)
+
+    monkeypatch.setattr(measure, "LONGEST", 0.0)
+    monkeypatch.setattr(Worker, "accumulate", counted)
+    silently(photos, tmp_path / "out", tiny(epochs=1, precision=None))
+    measured = [plan.precision for plan in passes[: -Batches(passes[-1], cache_of(51)).per_epoch]]
+    assert measured == ["f32", "f32", "bf16", "bf16"]
+
+
+def cache_of(count: int) -> Any:
+    return SimpleNamespace(index=range(count))
+
+
 def test_it_stops_early(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(State, "update", lambda self, *_: setattr(self, "step", self.step + 1))  # learns nothing
     notes = silently(photos, tmp_path / "out", tiny(epochs=50, patience=3))
@@ -255,9 +276,13 @@ def test_too_many_bad_photos_stop_it(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "training" / "run.json").exists()
 
 
-def test_no_photos_to_train_on(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError):
+def test_no_photos_to_train_on(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="missing"):
         train(tmp_path / "missing", tmp_path / "out", tiny(), report=lambda _: None)
+    rows = [f"{path},{path.parent.name},val" for path in sorted(photos.glob("*/*.png"))]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows]))
+    with pytest.raises(DatasetError, match="no photos to train on"):
+        train(tmp_path / "list.csv", tmp_path / "out", tiny(), report=lambda _: None)
 
 
 # ---------------------------------------------------------------------------------------------------- the folder
@@ -393,6 +418,12 @@ def test_tensorboard_gets_the_same_figures(photos: Path, tmp_path: Path) -> None
     for name in ("train_loss", "val_top1"):
         assert [event.value for event in events.Scalars(name)] == pytest.approx([row[name] for row in rows])
     assert [event.step for event in events.Scalars("step_loss")] == list(range(1, 9))
+
+
+def test_tensorboard_needs_its_package(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UsageError, match=r"pip install 'mobilenet\[tensorboard\]'"):
+        train(photos, tmp_path / "out", tiny(tensorboard=True), report=lambda _: None)
 
 
 def test_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:

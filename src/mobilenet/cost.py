@@ -259,13 +259,9 @@ def cost(network: Network, bytes_per_element: int = 4) -> Cost:
         UsageError: names the argument, its value and the rule.
     """
     integer("bytes_per_element", bytes_per_element, 1, 8)
-    groups = groupby(network.layers, key=_block_name)
+    groups = groupby(network.layers, key=lambda layer: layer.group)
     blocks = tuple(_block(name, list(layers), bytes_per_element) for name, layers in groups)
     return Cost(*_sum(blocks), network, blocks, bytes_per_element)
-
-
-def _block_name(layer: Layer) -> str:
-    return layer.name if layer.block is None else f"block{layer.block}"
 
 
 def _block(name: str, layers: Sequence[Layer], size: int) -> BlockCost:

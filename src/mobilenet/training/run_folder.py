@@ -136,7 +136,7 @@ class RunFolder:
         try:
             for line in read_regular(self.metrics, _METRICS_LIMIT).splitlines():
                 row = strict_json.parse(line)
-                if isinstance(row, dict) and row.get("step", step + 1) <= step:
+                if isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] <= step:
                     rows.append(row)
         except DataError as error:
             if os.path.lexists(self.metrics):
