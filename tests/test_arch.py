@@ -459,6 +459,10 @@ BAD = [
         lambda: v1(1, 32, conventions=conventions("v1", "keras", last_stride=2)),
         "leaves layer 'block12.depthwise' no out",
     ),
+    (
+        lambda: v1(1, (32, 64), conventions=conventions("v1", "keras", last_stride=2)),
+        "height, width: 32x64 leaves layer 'block12.depthwise' no out",
+    ),
     (lambda: sources("v3"), "family: got 'v3', needed one of 'v1', 'v2'"),
     (lambda: conventions("v1", padings="same"), "conventions: unknown key 'padings'; did you mean 'padding'?"),
     (lambda: Conventions(padding="valid"), "padding: got 'valid', needed one of 'same', 'symmetric', 'bottom_right'"),
