@@ -261,6 +261,8 @@ TAPS_V2 = {n: f"block{index}.project" for n, index in ((2, 0), (4, 2), (8, 5), (
         (v1(), TAPS_V1),
         (v2(), TAPS_V2),
         (v2(include_top=False), TAPS_V2),
+        (v1(include_top=False), TAPS_V1),
+        (v1(include_top=False, pooling="max"), TAPS_V1),
         (v2(conventions="paddle"), TAPS_V2),
         (v2(downsampling=8), {1: "block2.project", 2: "block5.project", 4: "block12.project", 8: "block16.project"}),
         (v1(downsampling=1), {1: "block12.pointwise"}),

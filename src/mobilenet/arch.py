@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from typing import Any, Literal, NamedTuple
 
 from .common.checks import boolean, choice, exact_fields, fields, integer, number, refuse_unknown
@@ -250,22 +251,12 @@ class Network:
         """
         found: dict[int, str] = {}
         stride = 1
-        for layer in self.layers:
-            if layer.block is not None or layer.name == "stem":
-                stride *= layer.stride
+        for layer, after in zip_longest(self.layers, self.layers[1:]):
+            stride *= layer.stride
+            ends_block = layer.block is not None and (after is None or after.block != layer.block)
+            if ends_block or layer.name == "stem":
                 found[stride] = layer.name
-        # A stem or first half of a block that a later layer of the same stride follows has been overwritten above; a
-        # block that changes the stride leaves the end of the block before it as the last at its own stride...
-        return {s: self._end_of_block(name) for s, name in found.items()}
-
-    def _end_of_block(self, name: str) -> str:
-        # ...but an expansion runs at the resolution of the block before it: step back to that block's end.
-        layer, index = self.by_name[name], self.layers.index(self.by_name[name])
-        if layer.block is None or self.layers[index + 1].block != layer.block:
-            return name
-        while self.layers[index].block == layer.block:
-            index -= 1
-        return self.layers[index].name
+        return found
 
     def replace(self, **changes: Any) -> "Network":
         """Returns the same network with some fields changed, checked and derived anew."""
@@ -426,8 +417,8 @@ class _Builder:
             stride = self._stride(table_stride)
             keeps_width = self.conv.fixed_stem and index == 0
             channels = row.channels if keeps_width else self._width(row.channels)
-            # Every source adds the shortcut wherever shapes allow, so the first block has one at the alphas that round
-            # 32 and 16 channels to the same width (0.25 and below).
+            # Sources add the shortcut wherever shapes allow (Hugging Face: but here), so the first block has one where
+            # 32 and 16 channels get the same width (alpha 0.25 and below).
             shortcut = self.built[-1].name if stride == 1 and self.shape.channels == channels else None
             expanded = row.expansion * self.shape.channels
             if self.conv.round_expansion and row.expansion > 1:
