@@ -103,6 +103,7 @@ def test_killed_while_writing(photos: Path, undisturbed: tuple[Path, float], tmp
     left = {path.name for path in (output / "training").iterdir()} - {"checkpoints", "lock"}
     assert left == {"run.json", "result.json", "split.jsonl", "metrics.jsonl", "bad_photos.jsonl"}
     assert {path.name for path in output.iterdir()} == {"config.json", "model.safetensors", "README.md", "training"}
+    assert [path.name[:13] for path in checkpoints(output)] == ["step-00000015", "step-00000016"]
 
 
 def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(

@@ -32,7 +32,7 @@ _STAGED = re.compile(r"model\.[0-9a-f]{16}\.safetensors")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")  # as `write_atomic` names them
 _ABANDONED = 3600  # seconds after which nobody writes to a temporary file any more
 _MAX_LABEL = 1000  # characters
-_RETRIES = 10  # of reading a folder that somebody saves into meanwhile
+_RETRIES = 100  # of reading a folder that somebody saves into: each one more takes one more save
 
 _T = TypeVar("_T")
 
@@ -99,15 +99,14 @@ def load(folder: str | os.PathLike[str], *, allow_nonfinite: bool = False) -> St
         ModelError: names the file and what in it is wrong and would be right.
     """
     path = Path(folder) / CONFIG
-    config = _read_config(path)
     for _ in range(_RETRIES):
+        before = _identity(path)
         try:
-            return _load(path, config, allow_nonfinite)
+            return _load(path, _read_config(path), allow_nonfinite)
         except ModelError:
-            before, config = config, _read_config(path)
-            if config == before:  # else a new model took its place meanwhile
+            if _identity(path) == before:  # else a new model took its place meanwhile
                 raise
-    return _load(path, config, allow_nonfinite)
+    return _load(path, _read_config(path), allow_nonfinite)
 
 
 def check_labels(network: Network, labels: Sequence[str] | None) -> None:
@@ -215,6 +214,14 @@ def _read_config(path: Path) -> bytes:
     except DataError as error:
         hint = f"; a model is a folder with {CONFIG} and {WEIGHTS}" if not os.path.lexists(path) else ""
         raise ModelError(f"{error}{hint}") from error
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Returns what tells a file from the one that was in its place before: each save puts a new one there."""
+    with contextlib.suppress(OSError, ValueError):
+        found = os.lstat(path)
+        return found.st_ino, found.st_mtime_ns
+    return None
 
 
 def _load(path: Path, text: bytes, allow_nonfinite: bool) -> Stored:
