@@ -1,0 +1,101 @@
+"""The register tile that every convolution but the depthwise one is made of: pixels x vectors of output channels.
+
+The sums of a tile stay in registers while the input channels go by; each input is read once a tile and multiplied with
+`vectors` vectors of weights, each vector of weights with `pixels` inputs. Weights are packed in the order in which they
+are read, panel by panel of `vectors` vectors: [panel][bias, then inputs][vectors · lanes].
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .kernel import Floats, pad, whole
+from .targets import Target
+
+if TYPE_CHECKING:
+    from .ir import Code, Index, Pointer, Value
+
+_UNROLL = 4  # rounds of the loop over inputs in one: its counter and jump cost nothing beside 4·24 multiply-adds
+
+
+@cache
+def tile_shape(target: Target, counts: tuple[int, ...], vectors: int, inputs: int) -> tuple[int, int]:
+    """Returns the (pixels, vectors) of the tile that takes the fewest cycles, by the model that is written here.
+
+    Args:
+        counts: of pixels that calls have; no tile is larger than the smallest.
+        vectors: of output channels.
+        inputs: terms of each sum.
+    """
+    shapes = [
+        (high, wide)
+        for wide in range(1, min(vectors, target.registers // 2) + 1)
+        for high in range(1, min(min(counts), target.registers) + 1)
+        if high * wide + wide + 1 <= target.registers
+    ]
+
+    def cycles(shape: tuple[int, int]) -> tuple[float, int]:
+        high, wide = shape
+        count, rest = divmod(vectors, wide)
+        row = count * _tile_cycles(high, wide, inputs) + (_tile_cycles(high, rest, inputs) if rest else 0)
+        return sum(-(-pixels // high) for pixels in counts) * row, -wide
+
+    return min(shapes, key=cycles)
+
+
+def _tile_cycles(high: int, wide: int, inputs: int) -> float:
+    """Returns the cycles of a tile: two multiply-adds and two loads a cycle, sums that wait 4 cycles for themselves."""
+    return inputs * max(high * wide / 2, (high + wide) / 2, 4.0) + high * wide + 10
+
+
+def pack(weight: Floats, bias: Floats, lanes: int, wide: int) -> Floats:
+    """Returns weights [inputs, outputs] and bias [outputs] in the order in which the tiles read them."""
+    table = pad(np.vstack([bias[None], weight]), 1, whole(bias.size, lanes))
+    step = wide * lanes
+    return np.concatenate([table[:, first : first + step].ravel() for first in range(0, table.shape[1], step)])
+
+
+def for_panels(
+    code: "Code", vectors: int, wide: int, inputs: int, body: "Callable[[Index, Pointer, int], None]"
+) -> None:
+    """Calls the body for each panel with its first output channel, its parameters, and its vectors."""
+    step = wide * code.lanes
+    count, rest = divmod(vectors, wide)
+    parameters = code.parameters.shaped((1 + inputs) * step)
+    if count == 1:
+        body(0, parameters.at(0).shaped(step, 1), wide)
+    elif count > 1:
+        code.loop(0, count, 1, lambda i: body(code.product(i, step), parameters.at(i).shaped(step, 1), wide))
+    if rest:
+        body(count * step, parameters.at(count).shaped(rest * code.lanes, 1), rest)
+
+
+def tile(
+    code: "Code",
+    high: int,
+    wide: int,
+    segments: "Sequence[Pointer]",
+    length: int,
+    panel: "Pointer",
+) -> "list[list[Value]]":
+    """Returns the sums [high][wide] of a tile, bias included.
+
+    Args:
+        segments: where each piece of the inputs begins, shaped [pixel][input].
+        length: inputs in each segment.
+        panel: parameters, shaped [bias, then inputs][channel].
+    """
+    vectors = [v * code.lanes for v in range(wide)]
+    sums = [panel.at(0, v).load() for v in vectors] * high
+    for number, segment in enumerate(segments):
+        first = 1 + number * length
+
+        def accumulate(k: "Index", *sums: "Value", segment: "Pointer" = segment, first: int = first) -> "list[Value]":
+            weights = [panel.at(code.sum(k, first), v).load() for v in vectors]
+            inputs = [segment.at(p, k).broadcast() for p in range(high)]
+            return [code.fma(x, w, sums[p * wide + v]) for p, x in enumerate(inputs) for v, w in enumerate(weights)]
+
+        sums = code.unrolled(length, _UNROLL, accumulate, sums)
+    return [sums[p * wide : (p + 1) * wide] for p in range(high)]
