@@ -94,8 +94,11 @@ def tile(
 
         def accumulate(k: "Index", *sums: "Value", segment: "Pointer" = segment, first: int = first) -> "list[Value]":
             weights = [panel.at(code.sum(k, first), v).load() for v in vectors]
-            inputs = [segment.at(p, k).broadcast() for p in range(high)]
-            return [code.fma(x, w, sums[p * wide + v]) for p, x in enumerate(inputs) for v, w in enumerate(weights)]
+            found = []
+            for p in range(high):  # one input at a time: read together they would push the sums out of the registers
+                x = segment.at(p, k).broadcast()
+                found += [code.fma(x, w, sums[p * wide + v]) for v, w in enumerate(weights)]
+            return found
 
         sums = code.unrolled(length, _UNROLL, accumulate, sums)
     return [sums[p * wide : (p + 1) * wide] for p in range(high)]
