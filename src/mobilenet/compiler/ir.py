@@ -128,11 +128,21 @@ class Code:
         return results
 
     def unrolled(
-        self, count: int, unroll: int, body: Callable[..., Sequence[Value]], carried: Sequence[Value]
+        self,
+        count: int,
+        unroll: int,
+        body: Callable[..., Sequence[Value]],
+        carried: Sequence[Value],
+        once: Callable[[Index], None] | None = None,
     ) -> list[Value]:
-        """Loops i from 0 to a constant `count` with `unroll` rounds of the body in one of the loop."""
+        """Loops i from 0 to a constant `count` with `unroll` rounds of the body in one of the loop.
+
+        `once` is called with i once for all of these.
+        """
 
         def rounds(first: Index, number: int, values: Sequence[Value]) -> Sequence[Value]:
+            if once and number == unroll:
+                once(first)
             for j in range(number):
                 values = body(self.sum(first, j), *values)
             return values
@@ -242,6 +252,14 @@ class Pointer:
         first = b.insert_element(ir.Constant(code._vector, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
         lanes = ir.Constant(ir.VectorType(ir.IntType(32), code.lanes), [0] * code.lanes)
         return b.shuffle_vector(first, ir.Constant(code._vector, ir.Undefined), lanes)
+
+    def prefetch(self) -> None:
+        """Asks for the cache line here to be in L2 soon; any address will do."""
+        code, i32 = self.code, ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [_POINTER, i32, i32, i32])
+        name = "llvm.prefetch.p0"
+        function = code.module.globals.get(name) or ir.Function(code.module, kind, name)
+        code.builder.call(function, [self.value, *(ir.Constant(i32, n) for n in (0, 2, 1))])
 
     def store(self, value: Value, *, aligned: bool = True) -> None:
         """Writes a vector from here on."""

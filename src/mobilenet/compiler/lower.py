@@ -141,7 +141,11 @@ class _Lowering:
         if layer.kind == "pointwise":
             pixels = tuple(count * layer.output.width for count in counts)
             high, wide = matrix.tile_shape(self.target, pixels, stored // lanes, layer.input.channels)
-            return Pointwise(layer.input.channels, inputs, stored, layer.activation, layer.adds is not None, high, wide)
+            # In strips the weights are in cache after the first; in one go every panel comes from the cache behind L2.
+            ahead = matrix.lines_ahead(pixels[0] // high, wide, lanes) if counts == (stage.rows,) else 0
+            return Pointwise(
+                layer.input.channels, inputs, stored, layer.activation, layer.adds is not None, high, wide, ahead
+            )
         if layer.kind == "dense":
             wide = dense.panel_width(layer.output.channels, lanes)
             return Dense(layer.input.channels, whole(layer.output.channels, wide * lanes), wide)

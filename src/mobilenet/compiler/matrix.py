@@ -17,6 +17,7 @@ from .targets import Target
 if TYPE_CHECKING:
     from .ir import Code, Index, Pointer, Value
 
+_LINE = 16  # floats in a cache line
 _UNROLL = 4  # rounds of the loop over inputs in one: its counter and jump cost nothing beside 4·24 multiply-adds
 
 
@@ -72,6 +73,27 @@ def for_panels(
         body(count * step, parameters.at(count).shaped(rest * code.lanes, 1), rest)
 
 
+def lines_ahead(tiles: int, wide: int, lanes: int) -> int:
+    """Returns the cache lines to ask for in each round of the loop so that a panel's tiles ask for the next panel.
+
+    Measured: 12% of V2 1.0 224 and 16% of V1, whose 14 and 17 MB of weights come through L2 once an image.
+    """
+    return min(-(-_UNROLL * wide * lanes // _LINE // tiles), 2 * wide)
+
+
+def ahead_of(panel: "Pointer", size: int, inputs: int, pixel: "Index", high: int, lines: int) -> "tuple[Pointer, int]":
+    """Returns `tile`'s `ahead` for the tile at `pixel`: each tile's share of what follows a panel of `size` floats."""
+    return panel.shaped(1).at(size).shaped(inputs * _LINE // _UNROLL * lines // high).at(pixel), lines
+
+
+def _ask(ahead: "tuple[Pointer, int]", k: "Index") -> None:
+    """Asks for the next lines; k counts the inputs, `_UNROLL` in each round."""
+    begin, lines = ahead
+    place = begin.shaped(lines * _LINE // _UNROLL, _LINE).at(k)
+    for line in range(lines):
+        place.at(line).prefetch()
+
+
 def tile(
     code: "Code",
     high: int,
@@ -79,6 +101,7 @@ def tile(
     segments: "Sequence[Pointer]",
     length: int,
     panel: "Pointer",
+    ahead: "tuple[Pointer, int] | None" = None,
 ) -> "list[list[Value]]":
     """Returns the sums [high][wide] of a tile, bias included.
 
@@ -86,8 +109,12 @@ def tile(
         segments: where each piece of the inputs begins, shaped [pixel][input].
         length: inputs in each segment.
         panel: parameters, shaped [bias, then inputs][channel].
+        ahead: memory to ask for in the meantime: where it begins and cache lines for each round of the loop.
     """
     vectors = [v * code.lanes for v in range(wide)]
+    # A real loop even where it is short (the stem's runs are 9 inputs): written out, LLVM shares what neighbouring pixels
+    # have in common and keeps it in more registers than there are, which took 1.6 times as long.
+    unroll = 3 if length % 3 == 0 and length % _UNROLL else _UNROLL
     sums = [panel.at(0, v).load() for v in vectors] * high
     for number, segment in enumerate(segments):
         first = 1 + number * length
@@ -100,5 +127,5 @@ def tile(
                 found += [code.fma(x, w, sums[p * wide + v]) for v, w in enumerate(weights)]
             return found
 
-        sums = code.unrolled(length, _UNROLL, accumulate, sums)
+        sums = code.unrolled(length, unroll, accumulate, sums, (lambda k: _ask(ahead, k)) if ahead else None)
     return [sums[p * wide : (p + 1) * wide] for p in range(high)]

@@ -20,6 +20,7 @@ class Pointwise:
         activation: as of a `Layer`.
         adds: whether `extra`, laid out as the output, is added after the activation.
         high, wide: the register tile: pixels and vectors.
+        ahead: cache lines of the next panel's weights to ask for in each round of the loop over inputs; 0 for none.
     """
 
     inputs: int
@@ -29,6 +30,7 @@ class Pointwise:
     adds: bool
     high: int
     wide: int
+    ahead: int
 
     @property
     def parameters(self) -> int:
@@ -43,7 +45,11 @@ class Pointwise:
         def panel(channel: "Index", parameters: "Pointer", wide: int) -> None:
             def tile(pixel: "Index") -> None:
                 piece = source.at(pixel).shaped(self.stride, 1)
-                sums = matrix.tile(code, self.high, wide, [piece], self.inputs, parameters)
+                ahead = None
+                if self.ahead:
+                    size = (1 + self.inputs) * wide * code.lanes
+                    ahead = matrix.ahead_of(parameters, size, self.inputs, pixel, self.high, self.ahead)
+                sums = matrix.tile(code, self.high, wide, [piece], self.inputs, parameters, ahead)
                 for p, row in enumerate(sums):
                     for v, value in enumerate(row):
                         place = (code.sum(pixel, p), code.sum(channel, v * code.lanes))
