@@ -4,6 +4,7 @@ The only module, with `ir`, that needs llvmlite. LLVM here holds one lock for a 
 over processes: `python -m mobilenet.compiler.build` is such a worker.
 """
 
+import contextlib
 import json
 import os
 import struct
@@ -15,6 +16,7 @@ from typing import BinaryIO
 
 from llvmlite import binding  # type: ignore[import-untyped]
 
+from ..errors import MobileNetError
 from . import ir
 from .conv import Conv
 from .dense import Dense
@@ -25,12 +27,9 @@ from .pointwise import Pointwise
 from .pool import Pool
 from .scale import Scale
 from .targets import TARGETS, Target
-from ..errors import MobileNetError
 
 DRIVER = "drive"
-_KINDS: dict[str, type[Kernel]] = {
-    kind.__name__: kind for kind in (Conv, Dense, Depthwise, Pointwise, Pool, Scale)  # type: ignore[type-abstract]
-}
+_KINDS: dict[str, type[Kernel]] = {kind.__name__: kind for kind in (Conv, Dense, Depthwise, Pointwise, Pool, Scale)}
 _PER_WORKER = 8  # kernels that are worth the start of a process, 0.2 s
 
 
@@ -107,7 +106,7 @@ def _start(kernels: Sequence[Kernel], target: Target) -> "subprocess.Popen[bytes
     command = [sys.executable, "-m", "mobilenet.compiler.build"]
     worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment())
     assert worker.stdin
-    with worker.stdin as stdin:
+    with contextlib.suppress(BrokenPipeError), worker.stdin as stdin:  # it has ended: its exit code says so
         stdin.write(json.dumps(order).encode())
     return worker
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from . import matrix
+from .kernel import Kernel
 
 if TYPE_CHECKING:
     from .ir import Code, Index, Pointer
 
 
 @dataclass(frozen=True)
-class Conv:
+class Conv(Kernel):
     """Is the kernel; called with rows begin..end of the output; `extra` is a row of zeros.
 
     The input's rows have their zeros on both sides, made by `Scale`.

@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from . import matrix
+from .kernel import Kernel
 
 if TYPE_CHECKING:
     from .ir import Code, Index
 
 
 @dataclass(frozen=True)
-class Dense:
+class Dense(Kernel):
     """Is the kernel; called with panels begin..end. Outputs are stored as whole panels, the weights padded with zeros.
 
     Attributes:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .kernel import Floats, pad, whole
+from .kernel import Floats, Kernel, pad, whole
 from .targets import Target
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Depthwise:
+class Depthwise(Kernel):
     """Is the kernel; called with rows begin..end of the output, at least `high`; `extra` is a row of zeros.
 
     Attributes:
@@ -121,7 +121,9 @@ def tile_shape(target: Target, kernel: int, width: int, rows: int) -> tuple[int,
     """Returns the (rows, columns) of outputs in a tile; `rows` is the least number that a call has."""
     room = target.registers - min(kernel**2, target.registers // 3) - 2
     high = min(2, rows) if target.registers > 16 else 1
-    best = min(range(1, min(width, room // high) + 1), key=lambda wide: (-(-width // wide) * (wide * kernel + 4), -wide))
+    best = min(
+        range(1, min(width, room // high) + 1), key=lambda wide: (-(-width // wide) * (wide * kernel + 4), -wide)
+    )
     return high, best
 
 

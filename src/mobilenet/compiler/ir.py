@@ -51,7 +51,9 @@ class Code:
     def finish(self) -> str:
         """Returns the module as LLVM's text."""
         self.builder.ret_void()
-        return str(self.module)
+        # There is no C library here: without this LLVM turns a loop that copies into a call of memcpy. llvmlite has no
+        # name for this attribute.
+        return str(self.module).replace(" nounwind", ' nounwind "no-builtins"', 1)
 
     # -------------------------------------------------------------------------------------------------- arithmetic
 

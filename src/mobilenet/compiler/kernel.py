@@ -1,6 +1,8 @@
 """What a kernel is to the rest of the compiler: frozen facts that name it, and a function that writes its code."""
 
-from typing import TYPE_CHECKING, Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,17 +13,18 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 
 
-class Kernel(Protocol):
-    """Is a frozen dataclass of the constants of one kernel; its repr is its name, equal kernels share their code."""
+@dataclass(frozen=True)
+class Kernel(ABC):
+    """Is the constants of one kernel. Its repr is its name: equal kernels share their code."""
 
     @property
+    @abstractmethod
     def parameters(self) -> int:
         """Floats that it reads of its parameters."""
-        ...
 
+    @abstractmethod
     def emit(self, code: "Code") -> None:
         """Writes the kernel."""
-        ...
 
 
 def whole(channels: int, lanes: int) -> int:

@@ -5,7 +5,7 @@ sections behind one another and writing the distances. Whatever else an object f
 """
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from ..errors import MobileNetError
@@ -118,7 +118,7 @@ def _page(word: int, place: int, value: int) -> int:
 
 
 # ELF for the Arm 64-bit architecture: ADR_PREL_PG_HI21, ADD_ABS_LO12_NC and LDST128_ABS_LO12_NC, LDST64, LDST32.
-_ARM_FIELDS = {
+_ARM_FIELDS: dict[int, Callable[[int, int, int], int]] = {
     275: _page,
     277: lambda word, place, value: word | (value & 0xFFF) << 10,
     299: lambda word, place, value: word | (value & 0xFFF) >> 4 << 10,

@@ -1,12 +1,11 @@
-"""From a network to a plan: which kernel computes which rows when, where everything lies in memory. No LLVM, no weights."""
+"""From a network to a plan: which kernel computes which rows when, and where everything lies. No LLVM, no weights."""
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ..arch import Network, Shape
 from . import dense, depthwise, matrix
-from ..arch import Layer, Network, Shape
 from .conv import Conv
 from .dense import Dense
 from .depthwise import Depthwise
@@ -132,8 +131,8 @@ class _Lowering:
             terms = layer.kernel**2 * inputs
             high, wide = matrix.tile_shape(self.target, (layer.output.width,), stored // lanes, terms)
             row = (left + layer.input.width + right) * inputs
-            return Conv(layer.input.height, ring, row, inputs, layer.kernel, layer.stride, top, layer.output.width, stored,
-                        layer.activation, high, wide)  # fmt: skip
+            out = layer.output.width, stored, layer.activation
+            return Conv(layer.input.height, ring, row, inputs, layer.kernel, layer.stride, top, *out, high, wide)
         if layer.kind == "depthwise":
             high, wide = depthwise.tile_shape(self.target, layer.kernel, layer.output.width, min(counts))
             return Depthwise(layer.input.height, layer.input.width, ring, stored, layer.kernel, layer.stride, top, left,
@@ -216,8 +215,3 @@ class _Lowering:
 
     def _stage(self, name: str) -> Stage:
         return next(stage for stage in self.stages if stage.name == name)
-
-
-def scaled_rows(layer: Layer, lanes: int) -> Sequence[int]:
-    """Returns the shape of a row that is scaled: [width, channels]."""
-    return layer.input.width, input_channels(layer, lanes)

@@ -112,8 +112,8 @@ def tile(
         ahead: memory to ask for in the meantime: where it begins and cache lines for each round of the loop.
     """
     vectors = [v * code.lanes for v in range(wide)]
-    # A real loop even where it is short (the stem's runs are 9 inputs): written out, LLVM shares what neighbouring pixels
-    # have in common and keeps it in more registers than there are, which took 1.6 times as long.
+    # A real loop even where it is short (the stem's runs are 9 inputs): written out, LLVM keeps what neighbouring pixels
+    # have in common in more registers than there are, which took 1.6 times as long.
     unroll = 3 if length % 3 == 0 and length % _UNROLL else _UNROLL
     sums = [panel.at(0, v).load() for v in vectors] * high
     for number, segment in enumerate(segments):

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checks import integer
+from ..errors import UsageError
+from ..weights import fold
 from . import store
 from .kernel import Floats
 from .loader import Code
 from .lower import Plan, Step, for_floats, lower
 from .pack import aligned, pack
 from .targets import choose
-from ..checks import integer
-from ..errors import UsageError
-from ..weights import fold
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -54,7 +54,12 @@ class NativeEngine:
         self.network = model.network
         self.plan = lower(model.network, choose(target), fuse=fuse)
         self._code = _code(self.plan)
-        self._weights = pack(self.plan, fold(model.network, model.tensors), model.preprocessing.mean, model.preprocessing.std)
+        self._weights = pack(
+            self.plan, fold(model.network, model.tensors), model.preprocessing.mean, model.preprocessing.std
+        )
+        last = model.network.layers[-1]
+        pooled = last.kind in ("dense", "average_pool", "max_pool")
+        self._shape = last.output[2:] if pooled else tuple(last.output)
         self._idle: list[_Tape] = []  # list's append and pop are atomic
 
     def __call__(self, pixels: NDArray[np.uint8] | Floats) -> Floats:
@@ -68,16 +73,14 @@ class NativeEngine:
             UsageError: says which type and shape was given and which is needed.
         """  # fmt: skip
         self._check(pixels)
-        last = self.network.layers[-1]
-        shape = tuple(last.output) if last.kind not in ("dense", "average_pool", "max_pool") else last.output[2:]
-        logits = np.empty((len(pixels), *shape), np.float32)
-        pixels = np.ascontiguousarray(pixels)
-        workers = min(self.threads, len(pixels))
+        logits = np.empty((len(pixels), *self._shape), np.float32)
+        images: NDArray[Any] = np.ascontiguousarray(pixels)
+        workers = min(self.threads, len(images))
         if workers > 1:
             with ThreadPoolExecutor(workers) as pool:
-                list(pool.map(self._run, pixels, logits))
+                list(pool.map(self._run, images, logits))
         else:
-            for image, out in zip(pixels, logits, strict=True):
+            for image, out in zip(images, logits, strict=True):
                 self._run(image, out)
         return logits
 

@@ -1,16 +1,17 @@
-"""Pointwise convolution: a product of matrices [pixels, inputs] x [inputs, outputs], with bias, activation and shortcut."""
+"""Pointwise convolution: the product of [pixels, inputs] and [inputs, outputs], with bias, activation and shortcut."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from . import matrix
+from .kernel import Kernel
 
 if TYPE_CHECKING:
     from .ir import Code, Index, Pointer
 
 
 @dataclass(frozen=True)
-class Pointwise:
+class Pointwise(Kernel):
     """Is the kernel; called with pixels begin..end, at least `high` of them.
 
     Attributes:

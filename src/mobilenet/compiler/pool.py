@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .kernel import Kernel
+
 if TYPE_CHECKING:
     from .ir import Code, Index, Value
 
 
 @dataclass(frozen=True)
-class Pool:
+class Pool(Kernel):
     """Is the kernel; called with vectors of channels begin..end.
 
     Attributes:

@@ -6,12 +6,14 @@ The zeros are zeros after scaling, as the networks were trained; they are writte
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .kernel import Kernel
+
 if TYPE_CHECKING:
     from .ir import Code, Index
 
 
 @dataclass(frozen=True)
-class Scale:
+class Scale(Kernel):
     """Is the kernel, x·scale + shift; called with rows begin..end. Parameters: scale [length], then shift [length].
 
     Attributes:

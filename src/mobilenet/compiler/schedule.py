@@ -1,5 +1,5 @@
-"""Which rows are computed when: a group of stages goes through an image in strips, so that what is between them stays in
-cache. A fused block is no kernel of its own but an order of calls.
+"""Which rows are computed when: a group of stages goes through an image in strips, so that what is between them stays
+in cache. A fused block is no kernel of its own but an order of calls.
 
 Between two stages of a group only a ring of rows is kept: row r of the image at r mod ring. The last stage of a group
 writes its whole output.
@@ -7,6 +7,7 @@ writes its whole output.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from .stages import Stage
 
@@ -72,7 +73,7 @@ def _unwrapped(calls: Sequence[Call], stages: Sequence[Stage], rings: Sequence[i
             ring = rings[stage - 1]
             cuts.update(range(-(-call.begin // ring) * ring, call.end, ring))
         edges = sorted(cuts)
-        found += [Call(stage, begin, end) for begin, end in zip(edges, edges[1:], strict=False)]
+        found += [Call(stage, begin, end) for begin, end in pairwise(edges)]
     return found
 
 

@@ -41,13 +41,15 @@ class Stage:
         return self.rows * self.pitch
 
     def needs(self, begin: int, end: int) -> tuple[int, int]:
-        """Returns the first row of the input that rows begin..end of the output are made from, and that after the last."""
+        """Returns the rows of the input, first and after the last, that rows begin..end of the output are made from."""
         if self.scales or self.layer.kind == "pointwise":
             return begin, end
         if not self.by_rows:
             return 0, self.layer.input.height
         layer, top = self.layer, self.layer.padding[0][0]
-        return max(begin * layer.stride - top, 0), min((end - 1) * layer.stride - top + layer.kernel, layer.input.height)
+        return max(begin * layer.stride - top, 0), min(
+            (end - 1) * layer.stride - top + layer.kernel, layer.input.height
+        )
 
 
 def stages(network: Network, lanes: int) -> list[Stage]:
@@ -56,7 +58,6 @@ def stages(network: Network, lanes: int) -> list[Stage]:
     for layer in network.layers:
         if layer.kind == "conv":
             width = sum(layer.padding[1]) + layer.input.width
-            # The last vector of a row of the kernel may be read up to a vector beyond it.
             found.append(Stage(layer, True, width * input_channels(layer, lanes)))
         found.append(Stage(layer, False, layer.output.width * whole(layer.output.channels, lanes)))
     return found

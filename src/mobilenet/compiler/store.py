@@ -14,10 +14,10 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from .kernel import Kernel
-from .targets import Target
 from ..errors import DataError, MobileNetError
 from ..files import read_regular, write_atomic
+from .kernel import Kernel
+from .targets import Target
 
 ENVIRONMENT = "MOBILENET_CODE"
 _LIMIT = 1 << 28  # bytes of a file; the largest network compiles to a hundredth of that
@@ -80,7 +80,7 @@ def _private(path: Path) -> bool:
 
 @cache
 def _compiler() -> str:
-    """Returns what stands for the compiler: a hash of this folder's source, and the version of llvmlite if it is here."""
+    """Returns what stands for the compiler: a hash of this folder's source, and llvmlite's version if it is here."""
     source = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         source.update(path.read_bytes())
