@@ -85,6 +85,30 @@ def test_results_are_the_same_however_they_are_computed() -> None:
     assert plain(pixels[:0]).shape == (0, 7)
 
 
+@pytest.mark.parametrize("threads", [2, 3, 5])
+def test_one_image_over_threads_is_the_same(threads: int) -> None:
+    """Bit by bit: V2 with strips and with layers split by channels, and V1, whose last layers are a few pixels."""
+    for network in (v2(0.5, (160, 129), 70), v1(0.5, (128, 150), 9), v2(0.35, 64, 5, separable=False)):
+        model = trained(network, threads)
+        pixels = images(network, 1, threads)
+        assert np.array_equal(NativeEngine(model, threads)(pixels), NativeEngine(model, 1)(pixels))
+
+
+def test_an_engine_goes_on_in_a_fork() -> None:
+    code = (
+        "import os, sys, numpy, mobilenet\n"
+        "from mobilenet.compiler.native import NativeEngine\n"
+        "engine = NativeEngine(mobilenet.create(mobilenet.v1(0.1, 32, 3)), 2)\n"
+        "pixels = numpy.arange(3072, dtype=numpy.uint8).reshape(1, 32, 32, 3)\n"
+        "before = engine(pixels)\n"
+        "if not (child := os.fork()):\n"
+        "    os._exit(0 if numpy.array_equal(engine(pixels), before) else 9)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
+    )
+    paths = os.pathsep.join(str(path.parent) for path in map(Path, mobilenet.__path__))
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": paths}, check=True, timeout=60)
+
+
 def test_one_engine_in_several_threads() -> None:
     model = create(v1(0.25, 64, 5), seed=1)
     engine = NativeEngine(model, 2)

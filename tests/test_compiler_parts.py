@@ -19,7 +19,7 @@ from mobilenet.compiler.stages import stages
 from mobilenet.compiler.targets import TARGETS, choose
 from mobilenet.errors import MobileNetError, UsageError
 
-KERNEL = Pointwise(5, 8, 16, "relu6", False, 2, 2, 0)
+KERNEL = Pointwise(5, 8, 32, 2, "relu6", False, 2, 2, 0)
 
 # ---------------------------------------------------------------------------------------------------------- targets
 
@@ -52,11 +52,11 @@ def test_a_target_that_can_not_run_here_is_refused(monkeypatch: pytest.MonkeyPat
 def test_a_tile_fits_in_the_registers(target: targets.Target) -> None:
     for pixels in (1, 2, 7, 49, 12544):
         for vectors in (1, 2, 3, 6, 20):
-            high, wide = tile_shape(target, (pixels,), vectors, 96)
+            high, wide = tile_shape(target, pixels, (pixels,), vectors, 96)
             assert 1 <= high <= pixels
             assert 1 <= wide <= vectors
             assert high * wide + wide + 1 <= target.registers
-    assert tile_shape(TARGETS["avx512"], (196,), 24, 64)[0] > 6
+    assert tile_shape(TARGETS["avx512"], 196, (196,), 24, 64)[0] > 6
 
 
 # ------------------------------------------------------------------------------------------- schedule and memory
@@ -66,20 +66,22 @@ def test_every_row_is_computed_once_and_read_while_it_is_kept() -> None:
     """Plays the calls of every group on rings that remember which row they hold."""
     fused = 0
     for network in (v2(1.0, (224, 190)), v1(0.5, 224), v2(1.0, 160, separable=False), *random_members(5, 10)):
-        for group in schedule.groups(stages(network, 16)):
-            held: list[dict[int, int]] = [{} for _ in group.stages]
-            done = [0] * len(group.stages)
-            fused += len(group.stages) > 1
-            for call in group.calls:
-                assert call.begin == done[call.stage] < call.end
-                done[call.stage] = call.end
-                stage, ring = group.stages[call.stage], group.rings[call.stage]
-                assert call.begin % ring + call.end - call.begin <= ring, "rows of a call lie behind one another"
-                for row in range(*stage.needs(call.begin, call.end)) if call.stage else ():
-                    assert held[call.stage - 1][row % group.rings[call.stage - 1]] == row
-                held[call.stage] |= {row % ring: row for row in range(call.begin, call.end)}
-            assert done == [stage.rows for stage in group.stages]
-            assert group.rings[-1] == group.stages[-1].rows
+        for threads in (1, 2, 3):
+            for group in schedule.groups(stages(network, 16), threads=threads):
+                fused += len(group.stages) > 1
+                computed: list[int] = []
+                for part in group.parts:
+                    held: list[dict[int, int]] = [{} for _ in group.stages]
+                    for call in part:
+                        stage, ring = group.stages[call.stage], group.rings[call.stage]
+                        assert call.begin % ring + call.end - call.begin <= ring, "rows of a call lie together"
+                        for row in range(*stage.needs(call.begin, call.end)) if call.stage else ():
+                            assert held[call.stage - 1][row % group.rings[call.stage - 1]] == row
+                        held[call.stage] |= {row % ring: row for row in range(call.begin, call.end)}
+                        if call.stage == len(group.stages) - 1:
+                            computed += range(call.begin, call.end)
+                assert computed == list(range(group.stages[-1].rows))
+                assert group.rings[-1] == group.stages[-1].rows
     assert fused > 5
 
 
@@ -105,7 +107,7 @@ def test_strips_need_less_memory() -> None:
     network = v2(1.0, 224)
     plans = [lower(network, TARGETS["avx512"], fuse=fuse) for fuse in (False, True)]
     assert plans[1].arena < plans[0].arena / 3
-    assert max(step.begin for step in plans[0].steps) == 0
+    assert max(step.begin for step in plans[0].parts[0] if step) == 0
 
 
 # ---------------------------------------------------------------------------------------------------------- linking
@@ -119,8 +121,8 @@ def module(text: str) -> bytes:
 @pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.name)
 def test_every_target_links_to_one_image(target: targets.Target) -> None:
     image, functions = build.build([KERNEL, replace(KERNEL, adds=True)], target, workers=1)
-    assert set(functions) == {"drive", repr(KERNEL), repr(replace(KERNEL, adds=True))}
-    assert len(set(functions.values())) == 3
+    assert set(functions) == {"drive", "wait", repr(KERNEL), repr(replace(KERNEL, adds=True))}
+    assert len(set(functions.values())) == 4
     assert all(0 <= offset < len(image) for offset in functions.values())
 
 

@@ -17,7 +17,7 @@ from typing import BinaryIO
 from llvmlite import binding  # type: ignore[import-untyped]
 
 from ..errors import MobileNetError
-from . import ir
+from . import driver, ir
 from .conv import Conv
 from .dense import Dense
 from .depthwise import Depthwise
@@ -28,13 +28,12 @@ from .pool import Pool
 from .scale import Scale
 from .targets import TARGETS, Target
 
-DRIVER = "drive"
 _KINDS: dict[str, type[Kernel]] = {kind.__name__: kind for kind in (Conv, Dense, Depthwise, Pointwise, Pool, Scale)}
 _PER_WORKER = 8  # kernels that are worth the start of a process, 0.2 s
 
 
 def build(kernels: Sequence[Kernel], target: Target, workers: int | None = None) -> tuple[bytes, dict[str, int]]:
-    """Returns one image of position-independent code, and where in it each kernel (by its repr) and `DRIVER` begins.
+    """Returns one image of position-independent code, and where each kernel (by its repr) and driver function begins.
 
     Args:
         workers: processes to compile in; None for as many as there are processors, or fewer for few kernels.
@@ -49,9 +48,10 @@ def build(kernels: Sequence[Kernel], target: Target, workers: int | None = None)
     objects = [(repr(kernel), compile_kernel(kernel, target)) for kernel in shares[0]]
     for share, worker in zip(shares[1:], others, strict=True):
         objects += zip(map(repr, share), _finish(worker), strict=True)
-    objects = [(DRIVER, compile_text(ir.driver(DRIVER, target), target)), *sorted(objects)]
-    image, functions = link((DRIVER if name == DRIVER else _SYMBOL, data) for name, data in objects)
-    return image, dict(zip((name for name, _ in objects), functions, strict=True))
+    named = [(name, name, compile_text(text, target)) for name, text in driver.modules(target).items()]
+    named += [(name, _SYMBOL, data) for name, data in sorted(objects)]
+    image, functions = link((symbol, data) for _, symbol, data in named)
+    return image, dict(zip((name for name, _, _ in named), functions, strict=True))
 
 
 _SYMBOL = "kernel"

@@ -59,7 +59,7 @@ class Conv(Kernel):
             rows = [
                 code.row(source, code.sum(first, i), self.height, self.ring, code.extra) for i in range(self.kernel)
             ]
-            out = code.out.shaped(self.width * self.outputs, self.outputs, 1).at(code.difference(y, code.begin))
+            out = code.out.shaped(self.width * self.outputs, self.outputs, 1).at(y)
 
             def panel(channel: "Index", parameters: "Pointer", wide: int) -> None:
                 def tile(x: "Index") -> None:

@@ -61,7 +61,7 @@ class Depthwise(Kernel):
         def rows(y: "Index") -> None:
             first = code.sum(code.product(y, self.stride), -self.top)
             inputs = [code.row(source, code.sum(first, i), self.height, self.ring, code.extra) for i in range(deep)]
-            outputs = [out.at(code.difference(code.sum(y, i), code.begin)) for i in range(self.high)]
+            outputs = [out.at(code.sum(y, i)) for i in range(self.high)]
 
             def vector(c: "Index") -> None:
                 bias, *weights = (parameters.at(c, i).load() for i in range(1 + taps))

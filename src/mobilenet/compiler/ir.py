@@ -22,7 +22,6 @@ Index = Any  # int or Value
 _I64, _F32, _I8 = ir.IntType(64), ir.FloatType(), ir.IntType(8)
 _POINTER = ir.PointerType()
 _KERNEL = ir.FunctionType(ir.VoidType(), [_POINTER] * 4 + [_I64] * 2)
-STEP_WORDS = 7  # the function's address and its arguments
 
 
 class Code:
@@ -184,10 +183,6 @@ class Code:
             return x
         return self.builder.add(_i64(x), _i64(y), flags=["nsw"])
 
-    def difference(self, x: Index, y: Index) -> Value:
-        """Returns x - y."""
-        return self.builder.sub(_i64(x), _i64(y), flags=["nsw"])
-
     def product(self, x: Index, factor: int) -> Index:
         """Returns x·factor."""
         return x * factor if isinstance(x, int) else self.builder.mul(x, _i64(factor), flags=["nsw"])
@@ -266,30 +261,6 @@ class Pointer:
     def store(self, value: Value, *, aligned: bool = True) -> None:
         """Writes a vector from here on."""
         self.code.builder.store(value, self.value, align=4 * self.code.lanes if aligned else 4)
-
-
-def driver(name: str, target: Target) -> str:
-    """Returns the module of `void name(steps, count)`, which makes the calls of a table, `STEP_WORDS` words each."""
-    words = "\n".join(
-        f"  %p{n} = getelementptr i64, ptr %step, i64 {n}\n  %w{n} = load {'ptr' if n < 5 else 'i64'}, ptr %p{n}"
-        for n in range(STEP_WORDS)
-    )
-    return f"""
-target triple = "{target.triple}"
-define void @{name}(ptr %steps, i64 %count) nounwind {{
-  %end = getelementptr [{STEP_WORDS} x i64], ptr %steps, i64 %count
-  br label %next
-next:
-  %step = phi ptr [ %steps, %0 ], [ %following, %next ]
-{words}
-  call void %w0(ptr %w1, ptr %w2, ptr %w3, ptr %w4, i64 %w5, i64 %w6)
-  %following = getelementptr [{STEP_WORDS} x i64], ptr %step, i64 1
-  %more = icmp ult ptr %following, %end
-  br i1 %more, label %next, label %done
-done:
-  ret void
-}}
-"""
 
 
 def _i64(value: Index) -> Value:

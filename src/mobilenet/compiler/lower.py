@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 from ..arch import Network, Shape
@@ -49,7 +50,8 @@ class Plan:
 
     Attributes:
         network, target: what it is for.
-        steps: all calls for one image in their order; the first ones read pixels, as uint8.
+        parts: for each thread the calls for one image in their order; the first ones read pixels, as uint8. None is
+            where it waits for the others.
         kernels: each distinct one, those for float32 pixels included.
         packed: for each stage with parameters its kernel and their offset in bytes.
         weights, arena: bytes of the parameters and of all activations; the arena is zeros at first.
@@ -59,7 +61,7 @@ class Plan:
 
     network: Network
     target: Target
-    steps: tuple[Step, ...]
+    parts: tuple[tuple[Step | None, ...], ...]
     kernels: tuple[Kernel, ...]
     packed: dict[str, tuple[Kernel, int]]
     weights: int
@@ -68,9 +70,9 @@ class Plan:
     stored: Shape
 
 
-def lower(network: Network, target: Target, *, fuse: bool = True) -> Plan:
-    """Returns the plan of a network; `fuse` False computes stage by stage."""
-    return _Lowering(network, target, fuse).plan()
+def lower(network: Network, target: Target, *, fuse: bool = True, threads: int = 1) -> Plan:
+    """Returns the plan of a network for one image on so many threads; `fuse` False computes stage by stage."""
+    return _Lowering(network, target, fuse, threads).plan()
 
 
 def for_floats(kernel: Kernel) -> Kernel:
@@ -79,10 +81,10 @@ def for_floats(kernel: Kernel) -> Kernel:
 
 
 class _Lowering:
-    def __init__(self, network: Network, target: Target, fuse: bool) -> None:
-        self.network, self.target, self.lanes = network, target, target.lanes
+    def __init__(self, network: Network, target: Target, fuse: bool, threads: int) -> None:
+        self.network, self.target, self.lanes, self.threads = network, target, target.lanes, threads
         self.stages = stages(network, target.lanes)
-        self.groups = groups(self.stages, fuse)
+        self.groups = groups(self.stages, fuse, threads)
         self.kernels = {stage.name: kernel for group in self.groups for stage, kernel in self._kernels(group)}
         self.packed: dict[str, tuple[Kernel, int]] = {}
         self.weights = 0
@@ -96,13 +98,18 @@ class _Lowering:
         self.offsets, self.arena = place(self._buffers())
 
     def plan(self) -> Plan:
-        steps = tuple(step for group in self.groups for step in self._steps(group))
-        distinct = dict.fromkeys(kernel for k in self.kernels.values() for kernel in (k, for_floats(k)))
+        parts: list[list[Step | None]] = [[] for _ in range(self.threads)]
+        for group in self.groups:
+            for part, steps in zip(parts, self._steps(group), strict=True):
+                part += steps
+                part += [None] * (self.threads > 1)
+        used = dict.fromkeys(step.kernel for part in parts for step in part if step)
+        distinct = dict.fromkeys(kernel for k in used for kernel in (k, for_floats(k)))
         last = self.network.layers[-1].output
         return Plan(
             self.network,
             self.target,
-            steps,
+            tuple(map(tuple, parts)),
             tuple(distinct),
             self.packed,
             self.weights,
@@ -117,7 +124,8 @@ class _Lowering:
         found: list[tuple[Stage, Kernel]] = []
         for index, stage in enumerate(group.stages):
             ring = group.rings[index - 1] if index else stage.layer.input.height
-            counts = tuple(sorted({call.end - call.begin for call in group.calls if call.stage == index}))
+            calls = [call for part in group.parts for call in part if call.stage == index]
+            counts = tuple(sorted({call.end - call.begin for call in calls}))
             found.append((stage, self._kernel(stage, ring, counts)))
         return found
 
@@ -128,10 +136,10 @@ class _Lowering:
         if stage.scales:
             return Scale(layer.input.width * inputs, stage.pitch, layer.name == self.network.layers[0].name)
         if layer.kind == "conv":
-            terms = layer.kernel**2 * inputs
-            high, wide = matrix.tile_shape(self.target, (layer.output.width,), stored // lanes, terms)
+            terms, width = layer.kernel**2 * inputs, layer.output.width
+            high, wide = matrix.tile_shape(self.target, width, (width,), stored // lanes, terms)
             row = (left + layer.input.width + right) * inputs
-            out = layer.output.width, stored, layer.activation
+            out = width, stored, layer.activation
             return Conv(layer.input.height, ring, row, inputs, layer.kernel, layer.stride, top, *out, high, wide)
         if layer.kind == "depthwise":
             high, wide = depthwise.tile_shape(self.target, layer.kernel, layer.output.width, min(counts))
@@ -139,11 +147,20 @@ class _Lowering:
                              layer.output.width, layer.activation, high, wide)  # fmt: skip
         if layer.kind == "pointwise":
             pixels = tuple(count * layer.output.width for count in counts)
-            high, wide = matrix.tile_shape(self.target, pixels, stored // lanes, layer.input.channels)
+            whole_map = layer.output.height * layer.output.width
+            high, wide = matrix.tile_shape(self.target, whole_map, pixels, stored // lanes, layer.input.channels)
             # In strips the weights are in cache after the first; in one go every panel comes from the cache behind L2.
             ahead = matrix.lines_ahead(pixels[0] // high, wide, lanes) if counts == (stage.rows,) else 0
             return Pointwise(
-                layer.input.channels, inputs, stored, layer.activation, layer.adds is not None, high, wide, ahead
+                layer.input.channels,
+                inputs,
+                stored,
+                stored // lanes,
+                layer.activation,
+                layer.adds is not None,
+                high,
+                wide,
+                ahead,
             )
         if layer.kind == "dense":
             wide = dense.panel_width(layer.output.channels, lanes)
@@ -168,32 +185,38 @@ class _Lowering:
                 kernel = self.kernels[stage.name]
                 floats = kernel.outputs if isinstance(kernel, Dense) else ring * stage.pitch
                 lifetime = (0, end) if stage.scales else (number, last_use[stage.name])  # its zeros are never rewritten
-                buffers.append(Buffer(stage.name, 4 * floats, *lifetime))
+                for part in range(len(group.parts) if stage is not group.stages[-1] else 1):
+                    buffers.append(Buffer(_buffer(stage, part), 4 * floats, *lifetime))
         return buffers
 
-    def _row(self, stage: Stage, ring: int, row: int) -> Place:
-        return Place("arena", self.offsets[stage.name] + 4 * (row % ring) * stage.pitch)
+    def _row(self, stage: Stage, ring: int, row: int, part: int = 0) -> Place:
+        return Place("arena", self.offsets[_buffer(stage, part)] + 4 * (row % ring) * stage.pitch)
 
     # -------------------------------------------------------------------------------------------------------- steps
 
-    def _steps(self, group: Group) -> list[Step]:
-        return [self._step(group, call) for call in group.calls]
+    def _steps(self, group: Group) -> list[list[Step]]:
+        """Returns the steps of a group for each thread."""
+        parts = [[self._step(group, call, part) for call in calls] for part, calls in enumerate(group.parts)]
+        if self.threads == 1 or len(parts) > 1:
+            return parts
+        ((step,),) = parts
+        return [[mine] if mine else [] for mine in split(step, self.threads, self.lanes)]
 
-    def _step(self, group: Group, call: Call) -> Step:
+    def _step(self, group: Group, call: Call, part: int) -> Step:
         stage, kernel = group.stages[call.stage], self.kernels[group.stages[call.stage].name]
-        layer, ring = stage.layer, group.rings[call.stage]
+        layer, begin, end = stage.layer, call.begin, call.end
+        last = call.stage == len(group.stages) - 1
         before, kept = self._before(group, call.stage)
-        out = self._row(stage, ring, call.begin)
-        source = self._row(before, kept, 0) if before else Place("pixels", 0)
+        out = self._row(stage, group.rings[call.stage], begin, 0 if last else part)
+        source = self._row(before, kept, 0, part if call.stage else 0) if before else Place("pixels", 0)
         extra = Place("arena", self.offsets["zeros"])
-        begin, end = call.begin, call.end
         if isinstance(kernel, Scale):
             out = Place("arena", out.offset + 4 * layer.padding[1][0] * input_channels(layer, self.lanes))
             source = self._row(before, kept, begin) if before else Place("pixels", begin * kernel.length)
             begin, end = 0, end - begin
         elif isinstance(kernel, Pointwise):
             assert before is not None
-            source = self._row(before, kept, begin)
+            source = self._row(before, kept, begin, part if call.stage else 0)
             if layer.adds:
                 shortcut = self._stage(layer.adds)
                 extra = self._row(shortcut, shortcut.rows, begin)
@@ -202,6 +225,8 @@ class _Lowering:
             begin, end = 0, kernel.channels // self.lanes
         elif isinstance(kernel, Dense):
             begin, end = 0, kernel.outputs // (kernel.wide * self.lanes)
+        else:  # row 0 would be here, were all rows kept
+            out = Place("arena", out.offset - 4 * begin * stage.pitch)
         parameters = Place("weights", self.packed[stage.name][1] if stage.name in self.packed else 0)
         return Step(layer.name, kernel, out, source, parameters, extra, begin, end)
 
@@ -215,3 +240,45 @@ class _Lowering:
 
     def _stage(self, name: str) -> Stage:
         return next(stage for stage in self.stages if stage.name == name)
+
+
+def _buffer(stage: Stage, part: int) -> str:
+    return f"{stage.name}@{part}" if part else stage.name
+
+
+def split(step: Step, threads: int, lanes: int) -> list[Step | None]:
+    """Returns a step's work for each of several threads, None for one that has nothing to do.
+
+    Pixels or rows are split at whole tiles. A pointwise layer's output channels are split instead where that is as
+    even: every thread needs only its own part of the weights then, most of what it reads in the late layers.
+    """
+    kernel = step.kernel
+    grain = kernel.high if isinstance(kernel, Pointwise | Depthwise) else 1
+    tiles = (step.end - step.begin) // grain
+    edges = [step.begin + grain * min(-(-tiles * n // threads), tiles - 1) for n in range(threads)] + [step.end]
+    if isinstance(kernel, Pointwise):
+        panels = -(-kernel.vectors // kernel.wide)
+        if -(-panels // threads) / panels <= -(-tiles // threads) / tiles:
+            return _split_channels(step, kernel, [panels * n // threads for n in range(threads + 1)], lanes)
+    return [replace(step, begin=begin, end=end) if begin < end else None for begin, end in pairwise(edges)]
+
+
+def _split_channels(step: Step, kernel: Pointwise, edges: list[int], lanes: int) -> list[Step | None]:
+    """Returns a step cut into panels edges[0]..edges[1], edges[1]..edges[2], …"""
+    found: list[Step | None] = []
+    for first, after in pairwise(edges):
+        vectors = min(after * kernel.wide, kernel.vectors) - first * kernel.wide
+        skipped = 4 * first * kernel.wide * lanes
+        mine = replace(
+            step,
+            kernel=replace(kernel, vectors=vectors),
+            out=_moved(step.out, skipped),
+            parameters=_moved(step.parameters, (1 + kernel.inputs) * skipped),
+            extra=_moved(step.extra, skipped) if kernel.adds else step.extra,
+        )
+        found.append(mine if vectors > 0 else None)
+    return found
+
+
+def _moved(place: Place, offset: int) -> Place:
+    return replace(place, offset=place.offset + offset)

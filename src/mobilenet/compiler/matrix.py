@@ -22,28 +22,35 @@ _UNROLL = 4  # rounds of the loop over inputs in one: its counter and jump cost 
 
 
 @cache
-def tile_shape(target: Target, counts: tuple[int, ...], vectors: int, inputs: int) -> tuple[int, int]:
+def tile_shape(target: Target, pixels: int, counts: tuple[int, ...], vectors: int, inputs: int) -> tuple[int, int]:
     """Returns the (pixels, vectors) of the tile that takes the fewest cycles, by the model that is written here.
 
     Args:
+        pixels: of the layer. They alone decide the vectors, so that weights are packed the same for every schedule.
         counts: of pixels that calls have; no tile is larger than the smallest.
         vectors: of output channels.
         inputs: terms of each sum.
     """
-    shapes = [
-        (high, wide)
-        for wide in range(1, min(vectors, target.registers // 2) + 1)
-        for high in range(1, min(min(counts), target.registers) + 1)
-        if high * wide + wide + 1 <= target.registers
-    ]
 
-    def cycles(shape: tuple[int, int]) -> tuple[float, int]:
-        high, wide = shape
-        count, rest = divmod(vectors, wide)
-        row = count * _tile_cycles(high, wide, inputs) + (_tile_cycles(high, rest, inputs) if rest else 0)
-        return sum(-(-pixels // high) for pixels in counts) * row, -wide
+    def best(counts: tuple[int, ...], widths: Sequence[int]) -> tuple[int, int]:
+        shapes = [
+            (high, wide)
+            for wide in widths
+            for high in range(1, min(min(counts), target.registers) + 1)
+            if high * wide + wide + 1 <= target.registers
+        ]
+        return min(shapes, key=lambda shape: (sum(_cycles(n, shape, vectors, inputs) for n in counts), -shape[1]))
 
-    return min(shapes, key=cycles)
+    _, wide = best((pixels,), range(1, min(vectors, target.registers // 2) + 1))
+    return best(counts, [wide])
+
+
+def _cycles(pixels: int, shape: tuple[int, int], vectors: int, inputs: int) -> float:
+    """Returns the cycles of a layer, its last tiles and panels included."""
+    high, wide = shape
+    count, rest = divmod(vectors, wide)
+    row = count * _tile_cycles(high, wide, inputs) + (_tile_cycles(high, rest, inputs) if rest else 0)
+    return -(-pixels // high) * row
 
 
 def _tile_cycles(high: int, wide: int, inputs: int) -> float:
@@ -112,8 +119,8 @@ def tile(
         ahead: memory to ask for in the meantime: where it begins and cache lines for each round of the loop.
     """
     vectors = [v * code.lanes for v in range(wide)]
-    # A real loop even where it is short (the stem's runs are 9 inputs): written out, LLVM keeps what neighbouring pixels
-    # have in common in more registers than there are, which took 1.6 times as long.
+    # A real loop even where it is short (the stem's runs are 9 inputs): written out, LLVM keeps what pixels side by side
+    # have in common in more registers than there are, and takes 1.6 times as long.
     unroll = 3 if length % 3 == 0 and length % _UNROLL else _UNROLL
     sums = [panel.at(0, v).load() for v in vectors] * high
     for number, segment in enumerate(segments):

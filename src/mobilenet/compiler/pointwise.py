@@ -18,6 +18,7 @@ class Pointwise(Kernel):
         inputs: channels that are read of each pixel.
         stride: channels that are stored of each pixel of the input, from one to the next.
         outputs: channels that are stored of the output: whole vectors.
+        vectors: of output channels that are computed.
         activation: as of a `Layer`.
         adds: whether `extra`, laid out as the output, is added after the activation.
         high, wide: the register tile: pixels and vectors.
@@ -27,6 +28,7 @@ class Pointwise(Kernel):
     inputs: int
     stride: int
     outputs: int
+    vectors: int
     activation: str
     adds: bool
     high: int
@@ -61,4 +63,4 @@ class Pointwise(Kernel):
 
             code.tiles(code.begin, code.end, self.high, tile)
 
-        matrix.for_panels(code, self.outputs // code.lanes, self.wide, self.inputs, panel)
+        matrix.for_panels(code, self.vectors, self.wide, self.inputs, panel)

@@ -30,17 +30,29 @@ class Group:
     Attributes:
         stages: in the order of computation.
         rings: for each stage the rows of its output that are kept, all for the last.
-        calls: in the order in which they are made.
+        parts: for each thread, which has rings of its own, the calls in the order in which they are made.
     """
 
     stages: tuple[Stage, ...]
     rings: tuple[int, ...]
-    calls: tuple[Call, ...]
+    parts: tuple[tuple[Call, ...], ...]
 
 
-def group(stages: Sequence[Stage], strip: int) -> Group:
+def group(stages: Sequence[Stage], strip: int, threads: int = 1) -> Group:
     """Returns a group whose last stage is computed `strip` rows at a time, the others when their rows are needed."""
-    done = [0] * len(stages)
+    rows = stages[-1].rows
+    edges = [rows * part // threads for part in range(threads + 1)]
+    found = [_strips(stages, strip, begin, end) for begin, end in pairwise(edges)]
+    rings = [max(column) for column in zip(*(rings for _, rings in found), strict=True)]
+    rings[-1] = rows
+    return Group(tuple(stages), tuple(rings), tuple(tuple(_unwrapped(calls, stages, rings)) for calls, _ in found))
+
+
+def _strips(stages: Sequence[Stage], strip: int, begin: int, end: int) -> tuple[list[Call], list[int]]:
+    """Returns the calls that compute rows begin..end of the last stage, and the rows of each stage to be kept."""
+    done = [begin]
+    for stage in reversed(stages[1:]):
+        done.insert(0, stage.needs(done[0], done[0] + 1)[0])
     calls: list[Call] = []
     rings = [1] * len(stages)
 
@@ -55,35 +67,32 @@ def group(stages: Sequence[Stage], strip: int) -> Group:
         calls.append(Call(stage, begin, end))
         done[stage] = end
 
-    last = len(stages) - 1
-    for end in range(strip, stages[last].rows + strip, strip):
-        compute(last, min(end, stages[last].rows))
-    rings[last] = stages[last].rows
-    return Group(tuple(stages), tuple(rings), tuple(_unwrapped(calls, stages, rings)))
+    for bottom in range(begin + strip, end + strip, strip):
+        compute(len(stages) - 1, min(bottom, end))
+    return calls, rings
 
 
 def _unwrapped(calls: Sequence[Call], stages: Sequence[Stage], rings: Sequence[int]) -> list[Call]:
     """Returns the calls cut where the ring that is written, or one read pixel by pixel, begins anew."""
     found: list[Call] = []
     for call in calls:
-        cuts = {call.begin, call.end}
         stage = call.stage
-        cuts.update(range(-(-call.begin // rings[stage]) * rings[stage], call.end, rings[stage]))
-        if stage and stages[stage].layer.kind == "pointwise":
-            ring = rings[stage - 1]
-            cuts.update(range(-(-call.begin // ring) * ring, call.end, ring))
-        edges = sorted(cuts)
-        found += [Call(stage, begin, end) for begin, end in pairwise(edges)]
+        turns = {rings[stage]} | ({rings[stage - 1]} if stage and stages[stage].layer.kind == "pointwise" else set())
+        cuts = {row for ring in turns for row in range(-(-call.begin // ring) * ring, call.end, ring)}
+        found += [Call(stage, begin, end) for begin, end in pairwise(sorted(cuts | {call.begin, call.end}))]
     return found
 
 
-def groups(stages: Sequence[Stage], fuse: bool = True) -> list[Group]:
-    """Returns all stages in groups: the stem with the first block, every other block by itself where that pays."""
+def groups(stages: Sequence[Stage], fuse: bool = True, threads: int = 1) -> list[Group]:
+    """Returns all stages in groups: the stem with the first block, every other block by itself where that pays.
+
+    A group of one stage has one part: its one call may be split over threads in whatever way suits its kernel.
+    """
     found: list[Group] = []
     for run in _runs(stages):
-        strip = _strip(run) if fuse and len(run) > 1 else None
+        strip = _strip(run, threads) if fuse and len(run) > 1 else None
         if strip:
-            found.append(group(run, strip))
+            found.append(group(run, strip, threads))
         else:
             found += [group([stage], stage.rows) for stage in run]
     return found
@@ -108,7 +117,7 @@ def _runs(stages: Sequence[Stage]) -> list[list[Stage]]:
     return runs
 
 
-def _strip(run: Sequence[Stage]) -> int | None:
+def _strip(run: Sequence[Stage], threads: int) -> int | None:
     """Returns the rows of a strip; None if the group is better done stage by stage.
 
     Between stages done one by one everything goes through the cache behind L2 once it is larger than L2; strips save
@@ -116,10 +125,10 @@ def _strip(run: Sequence[Stage]) -> int | None:
     """
     if 4 * max(stage.size for stage in run[:-1]) <= _CACHE:
         return None
-    rows = run[-1].rows
-    for strip in range(rows, 0, -1):
-        found = group(run, strip)
-        held = sum(4 * ring * stage.pitch for ring, stage in zip(found.rings[:-1], run, strict=False))
-        if held <= _CACHE and strip < rows:
+    rows = -(-run[-1].rows // threads)
+    for count in range(2 if threads == 1 else 1, rows + 1):
+        strip = -(-rows // count)
+        _, rings = _strips(run, strip, 0, run[-1].rows)
+        if sum(4 * ring * stage.pitch for ring, stage in zip(rings[:-1], run, strict=False)) <= _CACHE:
             return strip
     return None
