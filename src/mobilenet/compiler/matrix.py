@@ -119,7 +119,7 @@ def tile(
         ahead: memory to ask for in the meantime: where it begins and cache lines for each round of the loop.
     """
     vectors = [v * code.lanes for v in range(wide)]
-    # A real loop even where it is short (the stem's runs are 9 inputs): written out, LLVM keeps what pixels side by side
+    # A loop even where it is short (the stem's runs are 9 inputs): written out, LLVM keeps what pixels side by side
     # have in common in more registers than there are, and takes 1.6 times as long.
     unroll = 3 if length % 3 == 0 and length % _UNROLL else _UNROLL
     sums = [panel.at(0, v).load() for v in vectors] * high
