@@ -17,6 +17,7 @@ from .targets import Target
 if TYPE_CHECKING:
     from .ir import Code, Index, Pointer, Value
 
+_L1 = 1 << 15  # bytes
 _LINE = 16  # floats in a cache line
 _UNROLL = 4  # rounds of the loop over inputs in one: its counter and jump cost nothing beside 4·24 multiply-adds
 
@@ -39,23 +40,29 @@ def tile_shape(target: Target, pixels: int, counts: tuple[int, ...], vectors: in
             for high in range(1, min(min(counts), target.registers) + 1)
             if high * wide + wide + 1 <= target.registers
         ]
-        return min(shapes, key=lambda shape: (sum(_cycles(n, shape, vectors, inputs) for n in counts), -shape[1]))
+        return min(
+            shapes, key=lambda shape: (sum(_cycles(n, shape, vectors, inputs, target.lanes) for n in counts), -shape[1])
+        )
 
     _, wide = best((pixels,), range(1, min(vectors, target.registers // 2) + 1))
     return best(counts, [wide])
 
 
-def _cycles(pixels: int, shape: tuple[int, int], vectors: int, inputs: int) -> float:
+def _cycles(pixels: int, shape: tuple[int, int], vectors: int, inputs: int, lanes: int) -> float:
     """Returns the cycles of a layer, its last tiles and panels included."""
     high, wide = shape
     count, rest = divmod(vectors, wide)
-    row = count * _tile_cycles(high, wide, inputs) + (_tile_cycles(high, rest, inputs) if rest else 0)
+    row = count * _tile_cycles(high, wide, inputs, lanes)
+    row += _tile_cycles(high, rest, inputs, lanes) if rest else 0
     return -(-pixels // high) * row
 
 
-def _tile_cycles(high: int, wide: int, inputs: int) -> float:
-    """Returns the cycles of a tile: two multiply-adds and two loads a cycle, sums that wait 4 cycles for themselves."""
-    return inputs * max(high * wide / 2, (high + wide) / 2, 4.0) + high * wide + 10
+def _tile_cycles(high: int, wide: int, inputs: int, lanes: int) -> float:
+    """Returns the cycles of a tile: two multiply-adds and two loads a cycle, sums that wait 4 cycles for themselves, and
+    24 bytes a cycle of weights that come from L2, because the panel is larger than L1."""  # fmt: skip
+    size = 4 * lanes * wide
+    weights = size / 24 if inputs * size > _L1 else 0.0
+    return inputs * max(high * wide / 2, (high + wide) / 2, 4.0, weights) + high * wide + 10
 
 
 def pack(weight: Floats, bias: Floats, lanes: int, wide: int) -> Floats:
