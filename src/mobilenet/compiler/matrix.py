@@ -58,8 +58,10 @@ def _cycles(pixels: int, shape: tuple[int, int], vectors: int, inputs: int, lane
 
 
 def _tile_cycles(high: int, wide: int, inputs: int, lanes: int) -> float:
-    """Returns the cycles of a tile: two multiply-adds and two loads a cycle, sums that wait 4 cycles for themselves, and
-    24 bytes a cycle of weights that come from L2, because the panel is larger than L1."""  # fmt: skip
+    """Returns the cycles of a tile: two multiply-adds and two loads a cycle, sums that wait 4 cycles for themselves.
+
+    Weights of a panel that is larger than L1 come from L2, 24 bytes a cycle.
+    """
     size = 4 * lanes * wide
     weights = size / 24 if inputs * size > _L1 else 0.0
     return inputs * max(high * wide / 2, (high + wide) / 2, 4.0, weights) + high * wide + 10
