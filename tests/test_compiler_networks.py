@@ -13,7 +13,7 @@ import mobilenet
 from compiler_tools import EPSILON, guarded_floats
 from members import DEEP, random_members
 from mobilenet import reference
-from mobilenet.arch import Network, v1, v2
+from mobilenet.arch import SCALINGS, Network, v1, v2
 from mobilenet.compiler import native, pack, store
 from mobilenet.compiler.native import NativeEngine
 from mobilenet.compiler.targets import Target, runnable
@@ -36,7 +36,13 @@ def target(request: pytest.FixtureRequest) -> Target:
 
 def members() -> list[Network]:
     """Returns random members that one core computes in a moment with numpy in float64."""
-    found = [m for m in random_members(31, 100) if cost(m).macs < 3e7 and max(m.height, m.width) < 200]
+    found = [
+        m
+        for m in random_members(31, 100)
+        if cost(m).macs < 3e7
+        and max(m.height, m.width) < 200
+        and len(SCALINGS[m.conventions.scaling][0]) in (1, m.channels)
+    ]
     return found[: 200 if DEEP else 3]
 
 

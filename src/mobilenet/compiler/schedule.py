@@ -99,7 +99,11 @@ def groups(stages: Sequence[Stage], fuse: bool = True, threads: int = 1) -> list
 
 
 def _runs(stages: Sequence[Stage]) -> list[list[Stage]]:
-    """Returns the stages cut after every block and around what needs the whole of its input."""
+    """Returns the stages cut after every block, after what is added later, and around what needs all of its input.
+
+    A narrow V2 may add the stem's output to that of block 0, which is otherwise one group with it.
+    """
+    added = {stage.layer.adds for stage in stages}
     runs: list[list[Stage]] = []
     for stage in stages:
         before = runs[-1][-1] if runs else None
@@ -107,7 +111,8 @@ def _runs(stages: Sequence[Stage]) -> list[list[Stage]]:
             before is not None
             and stage.by_rows
             and before.by_rows
-            and (before.layer.block in (None, stage.layer.block))
+            and (before.scales or before.layer.name not in added)
+            and before.layer.block in (None, stage.layer.block)
             and stage.layer.block in (None, 0, before.layer.block)
         )
         if joins:
