@@ -66,6 +66,12 @@ def test_pointwise(target: Target) -> None:
             assert (found == 6).any()
 
 
+def test_shortcut_of_a_standard_convolution(target: Target) -> None:
+    first = stem(3, 17, 13, 33)
+    back = conv("next", "conv", first.output, 17, 3, 1, "same", adds="stem")
+    check_chain([first, back], target, False, 3)
+
+
 def test_shortcut(target: Target) -> None:
     for seed in rounds(2):
         choose = pick(seed).choice

@@ -81,6 +81,9 @@ def test_every_row_is_computed_once_and_read_while_it_is_kept() -> None:
                     for call in part:
                         stage, ring = group.stages[call.stage], group.rings[call.stage]
                         assert call.begin % ring + call.end - call.begin <= ring, "rows of a call lie together"
+                        if call.stage and stage.reads_through:
+                            kept = group.rings[call.stage - 1]
+                            assert call.begin % kept + call.end - call.begin <= kept, "and so do those that it reads"
                         for row in range(*stage.needs(call.begin, call.end)) if call.stage else ():
                             assert held[call.stage - 1][row % group.rings[call.stage - 1]] == row
                         held[call.stage] |= {row % ring: row for row in range(call.begin, call.end)}

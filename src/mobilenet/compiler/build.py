@@ -18,6 +18,7 @@ from llvmlite import binding  # type: ignore[import-untyped]
 
 from ..errors import MobileNetError
 from . import driver, ir
+from .add import Add
 from .conv import Conv
 from .dense import Dense
 from .depthwise import Depthwise
@@ -28,7 +29,9 @@ from .pool import Pool
 from .scale import Scale
 from .targets import TARGETS, Target
 
-_KINDS: dict[str, type[Kernel]] = {kind.__name__: kind for kind in (Conv, Dense, Depthwise, Pointwise, Pool, Scale)}
+_KINDS: dict[str, type[Kernel]] = {
+    kind.__name__: kind for kind in (Add, Conv, Dense, Depthwise, Pointwise, Pool, Scale)
+}
 _PER_WORKER = 8  # kernels that are worth the start of a process, 0.2 s
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from ..arch import Network, Shape
 from . import dense, depthwise, matrix
+from .add import Add
 from .conv import Conv
 from .dense import Dense
 from .depthwise import Depthwise
@@ -196,11 +197,25 @@ class _Lowering:
 
     def _steps(self, group: Group) -> list[list[Step]]:
         """Returns the steps of a group for each thread."""
-        parts = [[self._step(group, call, part) for call in calls] for part, calls in enumerate(group.parts)]
+        parts = [
+            [
+                step
+                for call in calls
+                for step in self._with_shortcut(group.stages[call.stage], self._step(group, call, n))
+            ]
+            for n, calls in enumerate(group.parts)
+        ]
         if self.threads == 1 or len(parts) > 1:
             return parts
-        ((step,),) = parts
-        return [[mine] if mine else [] for mine in split(step, self.threads, self.lanes)]
+        shares = [split(step, self.threads, self.lanes) for step in parts[0]]
+        return [[mine for mine in column if mine] for column in zip(*shares, strict=True)]
+
+    def _with_shortcut(self, stage: Stage, step: Step) -> list[Step]:
+        """Returns the step, and after a standard convolution that of its shortcut."""
+        if not isinstance(step.kernel, Conv) or not stage.layer.adds:
+            return [step]
+        shortcut = self._stage(stage.layer.adds)
+        return [step, replace(step, kernel=Add(stage.pitch), extra=self._row(shortcut, shortcut.rows, 0))]
 
     def _step(self, group: Group, call: Call, part: int) -> Step:
         stage, kernel = group.stages[call.stage], self.kernels[group.stages[call.stage].name]
@@ -212,7 +227,8 @@ class _Lowering:
         extra = Place("arena", self.offsets["zeros"])
         if isinstance(kernel, Scale):
             out = Place("arena", out.offset + 4 * layer.padding[1][0] * input_channels(layer, self.lanes))
-            source = self._row(before, kept, begin) if before else Place("pixels", begin * kernel.length)
+            mine = part if call.stage else 0
+            source = self._row(before, kept, begin, mine) if before else Place("pixels", begin * kernel.length)
             begin, end = 0, end - begin
         elif isinstance(kernel, Pointwise):
             assert before is not None

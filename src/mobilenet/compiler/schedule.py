@@ -77,7 +77,7 @@ def _unwrapped(calls: Sequence[Call], stages: Sequence[Stage], rings: Sequence[i
     found: list[Call] = []
     for call in calls:
         stage = call.stage
-        turns = {rings[stage]} | ({rings[stage - 1]} if stage and stages[stage].layer.kind == "pointwise" else set())
+        turns = {rings[stage]} | ({rings[stage - 1]} if stage and stages[stage].reads_through else set())
         cuts = {row for ring in turns for row in range(-(-call.begin // ring) * ring, call.end, ring)}
         found += [Call(stage, begin, end) for begin, end in pairwise(sorted(cuts | {call.begin, call.end}))]
     return found

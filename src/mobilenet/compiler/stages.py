@@ -31,6 +31,11 @@ class Stage:
         return self.layer.kind in ("conv", "depthwise", "pointwise")
 
     @property
+    def reads_through(self) -> bool:
+        """Whether rows of the input are read as one piece of memory, not each by its own address."""
+        return self.scales or self.layer.kind == "pointwise"
+
+    @property
     def rows(self) -> int:
         """Rows of the output."""
         return (self.layer.input if self.scales else self.layer.output).height
@@ -42,7 +47,7 @@ class Stage:
 
     def needs(self, begin: int, end: int) -> tuple[int, int]:
         """Returns the rows of the input, first and after the last, that rows begin..end of the output are made from."""
-        if self.scales or self.layer.kind == "pointwise":
+        if self.reads_through:
             return begin, end
         if not self.by_rows:
             return 0, self.layer.input.height
