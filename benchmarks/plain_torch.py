@@ -26,7 +26,9 @@ def width(channels: float) -> int:
     return new + 8 if new < 0.9 * channels else new
 
 
-def convolution(ins: int, outs: int, kernel: int = 1, stride: int = 1, groups: int = 1, act: bool = True) -> nn.Sequential:
+def convolution(
+    ins: int, outs: int, kernel: int = 1, stride: int = 1, groups: int = 1, act: bool = True
+) -> nn.Sequential:
     layers: list[nn.Module] = [
         nn.Conv2d(ins, outs, kernel, stride, kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(outs),
@@ -100,7 +102,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder with train/ and test/, a folder a class in each")
     parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--epochs", type=int, help="instead of as many as fit into the minutes")
     parser.add_argument("--alpha", type=float, default=0.5)
+    parser.add_argument("--flattened", type=int, default=2, help="strided layers that keep the resolution")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--threads", type=int, default=2)
@@ -110,10 +114,10 @@ def main() -> None:
     torch.manual_seed(0)
     x, y = read(args.data / "train")
     test_x, test_y = read(args.data / "test")
-    model = mobilenet_v2(args.alpha, int(y.max()) + 1, flattened=2)
+    model = mobilenet_v2(args.alpha, int(y.max()) + 1, args.flattened)
     optimiser = torch.optim.SGD(model.parameters(), args.lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
     per_epoch = len(x) // args.batch
-    start, step, total = time.monotonic(), 0, 0
+    start, step, total = time.monotonic(), 0, (args.epochs or 0) * per_epoch
     lines = []
     while not total or step < total:
         order = torch.randperm(len(x))

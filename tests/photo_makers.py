@@ -20,7 +20,7 @@ def scene(height: int, width: int, seed: int = 0) -> Array:
     random = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width] / max(height, width)
     waves = [np.sin(random.uniform(2, 30) * (x * np.cos(a) + y * np.sin(a)) + a) for a in random.uniform(0, 6, 9)]
-    values = np.stack([sum(waves[c::3]) for c in range(3)], axis=2) * 40 + 128  # type: ignore[misc]
+    values = np.stack([sum(waves[c::3]) for c in range(3)], axis=2) * 40 + 128
     values[(x - 0.5) ** 2 + (y - 0.4) ** 2 < 0.03] += (60, -30, 20)
     picture = (values + random.normal(0, 2, values.shape)).clip(0, 255).astype(np.uint8)
     picture.setflags(write=False)
@@ -40,7 +40,7 @@ def chunk(kind: bytes, contents: bytes) -> bytes:
 
 
 def png(values: NDArray[Any], depth: int, colour: int, *extra: bytes) -> bytes:
-    """Returns a PNG of samples [H,W] or [H,W,C] with this bit depth and colour type; `extra` chunks come before IDAT."""
+    """Returns a PNG of samples [H,W] or [H,W,C] of this bit depth and colour type; `extra` chunks precede IDAT."""
     height, width = values.shape[:2]
     samples = values.reshape(height, -1)
     if depth == 16:

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import photo_makers as make
-
 from mobilenet.errors import PhotoError
 from mobilenet.photos import Preprocessing, pixels
 
@@ -54,7 +53,7 @@ def mutated(photos: list[bytes], seed: int, number: int) -> bytes:
 
 
 def _flip(data: bytearray, _: list[bytes], choose: random.Random) -> None:
-    for _ in range(choose.choice((1, 1, 2, 8))):
+    for _bit in range(choose.choice((1, 1, 2, 8))):
         if data:
             data[choose.randrange(len(data))] ^= 1 << choose.randrange(8)
 
@@ -151,15 +150,22 @@ def run_mutations(seed: int, count: int, state: Path) -> dict[str, Any]:
 
 
 def run_files(folder: Path) -> list[dict[str, Any]]:
-    """Reads each file of a folder; gives for each the outcome, seconds, and the bytes by which the peak has grown."""
-    before = status_bytes("VmHWM")
+    """Reads each file of a folder, each in a fork: gives the outcome, seconds, and the memory it took at most."""
     results = []
     for path in sorted(folder.iterdir()):
-        start = time.perf_counter()
-        result = outcome(path)
-        seconds = time.perf_counter() - start
-        grown = status_bytes("VmHWM") - before
-        results.append({"name": path.name, "outcome": result, "seconds": seconds, "grown": grown})
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            before, start = status_bytes("VmRSS"), time.perf_counter()
+            result = outcome(path)
+            seconds, grown = time.perf_counter() - start, status_bytes("VmHWM") - before
+            document = {"name": path.name, "outcome": result, "seconds": seconds, "grown": grown}
+            os.write(writer, json.dumps(document).encode())
+            os._exit(0)
+        os.close(writer)
+        with open(reader) as file:
+            results.append(json.loads(file.read()))
+        assert os.waitpid(child, 0)[1] == 0, path.name
     return results
 
 

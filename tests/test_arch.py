@@ -7,17 +7,7 @@ from dataclasses import replace
 import pytest
 
 from members import random_members
-from mobilenet.arch import (
-    SCALINGS,
-    Conventions,
-    Network,
-    Shape,
-    conventions,
-    scale_channels,
-    sources,
-    v1,
-    v2,
-)
+from mobilenet.arch import SCALINGS, Conventions, Network, Shape, conventions, scale_channels, sources, v1, v2
 from mobilenet.errors import UsageError
 
 # Channels of the stem and of the lines of V2's Table 2, then those of the head.
@@ -148,6 +138,18 @@ def test_slims_own_test_oracles() -> None:
     assert half.by_name["head"].output.channels == 640  # without finegrain_classification_mode
 
 
+def test_expanded_width_is_rounded_where_the_source_rounds_it() -> None:
+    rounds = [conventions("v2", rounding="truncate", round_expansion=choice) for choice in (True, False)]
+    widths = [v2(0.35, conventions=conv).by_name["block1.expand"].output.channels for conv in rounds]
+    assert widths == [32, 30]  # 6 x 5 channels
+
+
+def test_keras_truncates_inside_blocks_only() -> None:
+    assert v2(0.56, conventions="keras").layers[0].output.channels == 24  # of 17.92: 16 would lose over 10%
+    assert v2(0.56, conventions="keras").by_name["block5.project"].output.channels == 16  # of int(17.92) = 17
+    assert v2(0.56, conventions="slim").by_name["block5.project"].output.channels == 24
+
+
 def test_scale_head_never() -> None:
     assert v2(1.4, conventions=conventions("v2", scale_head="never")).by_name["head"].output.channels == 1280
 
@@ -259,6 +261,8 @@ TAPS_V2 = {n: f"block{index}.project" for n, index in ((2, 0), (4, 2), (8, 5), (
         (v1(), TAPS_V1),
         (v2(), TAPS_V2),
         (v2(include_top=False), TAPS_V2),
+        (v1(include_top=False), TAPS_V1),
+        (v1(include_top=False, pooling="max"), TAPS_V1),
         (v2(conventions="paddle"), TAPS_V2),
         (v2(downsampling=8), {1: "block2.project", 2: "block5.project", 4: "block12.project", 8: "block16.project"}),
         (v1(downsampling=1), {1: "block12.pointwise"}),
@@ -353,17 +357,53 @@ def test_replace_derives_anew() -> None:
     assert v1().replace(alpha=0.5).layers == v1(0.5).layers
 
 
-def test_presets_differ_and_scalings_are_known() -> None:
-    for family in ("v1", "v2"):
-        for source in sources(family):
-            assert conventions(family, source).scaling in SCALINGS
-    assert "torchvision" not in sources("v1")  # it has no V1
-    assert conventions("v2", "torchvision").batch_norm_epsilon == 1e-5
-    assert conventions("v2", "keras").batch_norm_momentum == 0.999
-    assert conventions("v1", "keras").padding == "bottom_right"
-    assert (conventions("v1", "paper").activation, conventions("v1", "keras").activation) == ("relu", "relu6")
-    assert conventions("v1", "paddle").activation == "relu"
-    assert conventions("v1", "mlperf_tiny").scaling == "unit"
+# What each source does, in its own code: padding, activation, epsilon, momentum, dropout, scaling, background class.
+PRESETS = {
+    ("v1", "paper"): ("same", "relu", 1e-3, 0.99, 0.001, "inception", False),
+    ("v1", "notes"): ("same", "relu", 1e-3, 0.99, 0.0, "inception", False),
+    ("v1", "keras"): ("bottom_right", "relu6", 1e-3, 0.99, 0.001, "inception", False),
+    ("v1", "slim"): ("same", "relu6", 1e-3, 0.9997, 0.001, "inception", True),
+    ("v1", "timm"): ("symmetric", "relu6", 1e-5, 0.9, 0.0, "inception", False),
+    ("v1", "huggingface"): ("same", "relu6", 1e-3, 0.9997, 0.001, "inception", True),
+    ("v1", "paddle"): ("symmetric", "relu", 1e-5, 0.9, 0.0, "imagenet", False),
+    ("v1", "mlperf_tiny"): ("same", "relu", 1e-3, 0.99, 0.0, "unit", False),
+    ("v2", "paper"): ("same", "relu6", 1e-3, 0.99, 0.2, "inception", False),
+    ("v2", "notes"): ("same", "relu6", 1e-3, 0.999, 0.0, "inception", False),
+    ("v2", "keras"): ("same", "relu6", 1e-3, 0.999, 0.0, "inception", False),
+    ("v2", "slim"): ("same", "relu6", 1e-3, 0.997, 0.2, "inception", True),
+    ("v2", "torchvision"): ("symmetric", "relu6", 1e-5, 0.9, 0.2, "imagenet", False),
+    ("v2", "timm"): ("symmetric", "relu6", 1e-5, 0.9, 0.0, "imagenet", False),
+    ("v2", "huggingface"): ("same", "relu6", 1e-3, 0.997, 0.2, "inception", True),
+    ("v2", "tonylins"): ("symmetric", "relu6", 1e-5, 0.9, 0.0, "imagenet", False),
+    ("v2", "d-li14"): ("symmetric", "relu6", 1e-5, 0.9, 0.0, "imagenet", False),
+    ("v2", "paddle"): ("symmetric", "relu6", 1e-5, 0.9, 0.0, "imagenet", False),
+}
+
+
+def test_presets_are_what_the_sources_do() -> None:
+    names = ("padding", "activation", "batch_norm_epsilon", "batch_norm_momentum", "dropout", "scaling", "background")
+    known = [(family, source) for family in ("v1", "v2") for source in sources(family)]  # no V1 in torchvision
+    found = {key: conventions(*key) for key in known}
+    assert {key: tuple(getattr(conv, name) for name in names) for key, conv in found.items()} == PRESETS
+    assert [key for key, conv in found.items() if conv.conv_bias] == [("v1", "mlperf_tiny")]
+    assert [key for key, conv in found.items() if conv.round_expansion] == [("v2", "slim"), ("v2", "huggingface")]
+    assert [key for key, conv in found.items() if conv.expand_first] == [("v2", "paddle")]
+    assert [key for key, conv in found.items() if conv.fixed_stem] == [("v2", "tonylins")]
+    assert [key for key, conv in found.items() if conv.last_stride != 1] == [("v1", "notes")]
+    assert [key for key, conv in found.items() if conv.min_width != 1] == [("v1", "slim"), ("v1", "huggingface")]
+    assert {conv.divisor for conv in found.values()} == {8}
+
+
+def test_pixel_scalings() -> None:
+    def scaled(name: str, value: float) -> list[float]:
+        mean, std = SCALINGS[name]
+        return [(value - m) / s for m, s in zip(mean, std, strict=True)]
+
+    assert (scaled("inception", 0), scaled("inception", 255)) == ([-1], [1])
+    assert (scaled("unit", 0), scaled("unit", 255)) == ([0], [1])
+    published = zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)  # torchvision's, on the 0..1 scale
+    assert scaled("imagenet", 255) == pytest.approx([(1 - mean) / std for mean, std in published])
+    assert scaled("imagenet", 0) == pytest.approx([-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225])
 
 
 def test_text_of_a_network() -> None:
@@ -420,6 +460,10 @@ BAD = [
     (
         lambda: v1(1, 32, conventions=conventions("v1", "keras", last_stride=2)),
         "leaves layer 'block12.depthwise' no out",
+    ),
+    (
+        lambda: v1(1, (32, 64), conventions=conventions("v1", "keras", last_stride=2)),
+        "height, width: 32x64 leaves layer 'block12.depthwise' no out",
     ),
     (lambda: sources("v3"), "family: got 'v3', needed one of 'v1', 'v2'"),
     (lambda: conventions("v1", padings="same"), "conventions: unknown key 'padings'; did you mean 'padding'?"),

@@ -32,7 +32,7 @@ def test_arch_and_cost_import_the_standard_library_only() -> None:
         "extra = {name.partition('.')[0] for name in sys.modules} - sys.stdlib_module_names - {'mobilenet'}\n"
         "print(sorted(name for name in extra if not name.startswith('_')))"
     )
-    out = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 
 
@@ -49,7 +49,7 @@ def test_importing_mobilenet_and_predicting_need_no_torch() -> None:
         "model.predict(numpy.zeros((40, 50, 3), numpy.uint8)).top(2)\n"
         "assert not {'torch', 'llvmlite'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-I", "-W", "error", "-c", code], check=True)
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
 def test_the_file_map_is_the_tree() -> None:

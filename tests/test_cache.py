@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mobilenet import cache as module
-from mobilenet import parallel, row_store
-from mobilenet.cache import Cache, build
-from mobilenet.dataset import Photo, read
+from mobilenet.common import parallel
+from mobilenet.data import cache as module
+from mobilenet.data import row_store
+from mobilenet.data.cache import Cache, build
+from mobilenet.data.dataset import Photo, read
 from mobilenet.errors import DatasetError, MobileNetError, UsageError
 from mobilenet.photos import pixels
-from mobilenet.preprocessing import Preprocessing
+from mobilenet.photos.preprocessing import Preprocessing
 
 DEEP = os.environ.get("MOBILENET_DEEP") == "1"
 SMALL = Preprocessing(height=8, width=12)
@@ -185,6 +186,13 @@ def test_another_shape_resize_or_mode_is_made_anew(tmp_path, how, mode):
     )
 
 
+def test_the_mode_counts_even_where_the_pixels_are_the_same(tmp_path):
+    root, photos = folder_of(tmp_path / "photos", 4)
+    whole = Preprocessing(8, 12, resize="squash", crop=1.0)
+    assert np.isnan(build(photos, root, tmp_path / "cache", whole, "eval").aspect).all()
+    assert not np.isnan(build(photos, root, tmp_path / "cache", whole, "train").aspect).any()
+
+
 def test_other_photos_or_another_order_are_made_anew(tmp_path):
     root, photos = folder_of(tmp_path / "photos", 6)
     for chosen in (photos, photos[::-1], photos[:4], photos[2:], (*photos, photos[0])):
@@ -318,7 +326,7 @@ def test_every_byte_of_the_log_and_rows_counts_while_it_is_unfinished(tmp_path, 
     unfinished = b"".join(parts["done.log"].splitlines(keepends=True)[:2])
     flips = random.Random(0)
     for name in parts:
-        for _ in range(40):
+        for _ in range(15):
             for other, data in parts.items():
                 (folder / other).write_bytes(data)
             damaged = bytearray(unfinished if name == "done.log" else parts[name])
@@ -374,9 +382,9 @@ def test_an_interrupt_keeps_what_is_done(tmp_path, small_chunks, decoded):
 CHILD = """
 import sys
 from pathlib import Path
-from mobilenet import cache, row_store
-from mobilenet.dataset import read
-from mobilenet.preprocessing import Preprocessing
+from mobilenet.data import cache, row_store
+from mobilenet.data.dataset import read
+from mobilenet.photos.preprocessing import Preprocessing
 cache._CHUNK_ROWS, row_store._FLUSH_SECONDS = 2, 0.0
 root, folder = map(Path, sys.argv[1:3])
 photos = read(root, validation=0).photos

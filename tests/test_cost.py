@@ -108,6 +108,7 @@ def test_parts_of_random_members_sum_to_the_whole() -> None:
 
 def test_the_source_notes_example() -> None:
     assert round(saving(3, 512), 3) == 0.113
+    assert saving(1, 1) == 2  # a 1x1 kernel and one output: separating costs
     assert depthwise_separable(3, 512, 512, 14, 14) / standard_convolution(3, 512, 512, 14, 14) == saving(3, 512)
 
 

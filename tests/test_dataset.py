@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from mobilenet import dataset as module
-from mobilenet import layouts
-from mobilenet.dataset import Dataset, load_split, read, save_split
+from mobilenet.data import dataset as module
+from mobilenet.data import layouts
+from mobilenet.data.dataset import Dataset, load_split, read, save_split
+from mobilenet.data.layouts import SetAside
 from mobilenet.errors import DataError, DatasetError, UsageError
-from mobilenet.layouts import SetAside
 
 DEEP = os.environ.get("MOBILENET_DEEP") == "1"
 

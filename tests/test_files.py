@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from mobilenet.common.files import read_regular, shown, write_atomic
 from mobilenet.errors import DataError, MobileNetError
-from mobilenet.files import read_regular, shown, write_atomic
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_after_a_failure_the_old_file_is_whole(
         raise OSError(code, os.strerror(code))
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"mobilenet.files.os.{call}", fail)
+        patch.setattr(f"mobilenet.common.files.os.{call}", fail)
         with pytest.raises(MobileNetError, match=f"a: can't be written: {os.strerror(code)}"):
             write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
@@ -81,7 +81,7 @@ def test_ctrl_c_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("mobilenet.files.os.fsync", interrupt)
+        patch.setattr("mobilenet.common.files.os.fsync", interrupt)
         with pytest.raises(KeyboardInterrupt):
             write_atomic(tmp_path / "a", b"new")
     assert os.listdir(tmp_path) == []
@@ -102,8 +102,8 @@ def test_data_is_on_the_disk_before_it_gets_its_name_and_the_folder_after(
         real_replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr("mobilenet.files.os.fsync", fsync)
-        patch.setattr("mobilenet.files.os.replace", replace)
+        patch.setattr("mobilenet.common.files.os.fsync", fsync)
+        patch.setattr("mobilenet.common.files.os.replace", replace)
         write_atomic(tmp_path / "a", b"x")
     assert calls == ["data", "name", "folder"]
 
@@ -211,7 +211,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
         return status
 
     with monkeypatch.context() as patch:
-        patch.setattr("mobilenet.files.os.fstat", change)
+        patch.setattr("mobilenet.common.files.os.fstat", change)
         with pytest.raises(DataError, match="a: changed while it was read"):
             read_regular(path, 100)
 
@@ -220,5 +220,5 @@ def test_a_read_that_comes_in_parts_is_put_together(tmp_path: Path, monkeypatch:
     (tmp_path / "a").write_bytes(b"12345")
     real = os.read
     with monkeypatch.context() as patch:
-        patch.setattr("mobilenet.files.os.read", lambda descriptor, count: real(descriptor, min(count, 2)))
+        patch.setattr("mobilenet.common.files.os.read", lambda descriptor, count: real(descriptor, min(count, 2)))
         assert read_regular(tmp_path / "a", 9) == b"12345"

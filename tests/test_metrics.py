@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mobilenet.data.layouts import SetAside
 from mobilenet.errors import ModelError
-from mobilenet.metrics import Broken, Evaluation, log_softmax, score, wilson
+from mobilenet.evaluation.metrics import Evaluation, log_softmax, score, wilson
 
 EPS = np.finfo(np.float64).eps
 
@@ -181,7 +182,7 @@ def test_the_interval_is_the_published_one(right, count, low, high):
 
 def test_the_dict_is_json_and_complete():
     logits, labels = random_case(1, classes=3)
-    found = evaluated(logits, labels, ("a", "b", "never"), [Broken("x.jpg", "is empty")])
+    found = evaluated(logits, labels, ("a", "b", "never"), [SetAside("x.jpg", "is empty")])
     data = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert data["photos"] == 200
     assert data["broken"] == [{"path": "x.jpg", "reason": "is empty"}]
@@ -206,7 +207,7 @@ def test_many_classes_make_no_dense_matrix():
 def test_the_text_shows_summary_classes_confusions_and_broken_photos():
     logits, labels = random_case(2, photos=400, classes=30)
     names = ("a\x1b[31mred", "long " * 20, *(f"class {n}" for n in range(28)))
-    found = evaluated(logits, labels, names, [Broken(f"{n}\n.jpg", "is empty") for n in range(12)])
+    found = evaluated(logits, labels, names, [SetAside(f"{n}\n.jpg", "is empty") for n in range(12)])
     text = str(found)
     assert f"top-1    {found.top1:.2%}" in text
     assert f"top-5    {found.top5:.2%}" in text

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import photo_makers as make
 import pytest
 from PIL import Image, ImageOps
 
+import photo_makers as make
 from mobilenet.errors import ModelError, PhotoError, UsageError
-from mobilenet.photo_headers import read_header
 from mobilenet.photos import OVERSAMPLING, Preprocessing, decode, open_bytes, pixels
+from mobilenet.photos.headers import read_header
 
 WHOLE = Preprocessing(20, 24, crop=1.0)
 
@@ -73,7 +73,7 @@ def test_a_field_outside_its_rule_is_named(field: str, value: Any) -> None:
 
 def test_a_config_with_other_fields_is_refused() -> None:
     good = Preprocessing(32, 32).to_dict()
-    with pytest.raises(ModelError, match="'heigth'.*'height'"):
+    with pytest.raises(ModelError, match=r"'heigth'.*'height'"):
         Preprocessing.from_dict(good | {"heigth": 32})
     with pytest.raises(ModelError, match="'std' is missing"):
         Preprocessing.from_dict({key: value for key, value in good.items() if key != "std"})
@@ -167,7 +167,7 @@ def test_one_grey_may_be_transparent(depth: int) -> None:
 
 @pytest.mark.parametrize("depth", [8, 16])
 def test_one_colour_may_be_transparent(depth: int) -> None:
-    values = make.scene(37, 53).astype(int) * (257 if depth == 16 else 1)
+    values = make.scene(37, 53).astype(int) * 256 + 17 if depth == 16 else make.scene(37, 53)
     clear = values[5, 7]
     data = make.png(values, depth, 2, make.chunk(b"tRNS", struct.pack(">HHH", *clear)))
     wanted = np.where((values == clear).all(axis=2, keepdims=True), 255, values >> (depth - 8))
@@ -212,6 +212,12 @@ def test_a_bmp_may_begin_with_its_top_row() -> None:
 def test_an_old_bmp_header() -> None:
     data = struct.pack("<2sIHHIIHHHH", b"BM", 0, 0, 0, 26, 12, 2, 1, 1, 24) + bytes([1, 2, 3, 4, 5, 6, 0, 0])
     assert decode(data, "a").tolist() == [[[3, 2, 1], [6, 5, 4]]]
+
+
+def test_a_jpeg_of_one_pixel_is_that_pixel() -> None:
+    # At 1/8 a decoder would give the mean of the block of 8 x 8 that is stored, in the same size.
+    data = make.with_frame(make.saved(make.scene(8, 8)[:, :, 0], "JPEG", quality=95), size=(1, 1))
+    assert np.array_equal(decode(data, "a")[:, :, 0], np.asarray(Image.open(io.BytesIO(data))))
 
 
 # Orientation
@@ -440,6 +446,30 @@ def test_what_comes_after_the_picture_is_left_out() -> None:
         assert np.array_equal(decode(data + b"\xff\xd8 trailing \xff\xd9" * 99, kind), decode(data, kind)), kind
 
 
+def test_a_decoder_gets_only_the_first_picture() -> None:
+    image, others = Image.fromarray(make.scene(20, 24)), [Image.fromarray(make.scene(20, 24, seed)) for seed in (1, 2)]
+    animated: dict[str, Any] = {"save_all": True, "append_images": others}
+    extra = {"exif": make.exif(6), "icc_profile": b"profile" * 50}
+
+    jpeg = make.saved(image, "JPEG", **extra)
+    assert bytes(read_header(jpeg + b"trailing\xff\xd9").data) == jpeg
+    assert bytes(read_header(jpeg[:-1]).data)[:-3] == jpeg[:-2]
+
+    kept = bytes(read_header(make.saved(image, "PNG", **extra, **animated)).data)
+    assert kept[12:16] + kept[37:41] + kept[-8:-4] == b"IHDRIDATIEND"
+    assert kept.count(b"IDAT") == 1
+    assert not any(kind in kept for kind in (b"iCCP", b"eXIf", b"acTL", b"fcTL", b"fdAT"))
+
+    kept = bytes(read_header(make.saved(image, "WEBP", **extra, **animated)).data)
+    assert int.from_bytes(kept[4:8], "little") == len(kept) - 8
+    assert kept[20] == 0b0000_0010  # animated, without profile and EXIF
+    assert kept.count(b"ANMF") == 1
+    assert not any(kind in kept for kind in (b"ICCP", b"EXIF", b"XMP "))
+
+    gif = make.gif(20, 24, frames=9)
+    assert bytes(read_header(gif).data) == make.gif(20, 24)
+
+
 def test_bytes_before_a_jpegs_end_do_no_harm() -> None:
     data = make.saved(make.scene(40, 40), "JPEG")
     assert np.array_equal(decode(data[:-2] + bytes(7) + data[-2:], "a"), decode(data, "a"))
@@ -451,7 +481,7 @@ def test_damaged_pixel_data_is_refused() -> None:
     parts = make.jpeg_parts(data)
     scan = parts[-2]
     broken = b"".join([*parts[:-2], scan[: len(scan) // 2], b"\x55" * 30, scan[len(scan) // 2 + 300 :], parts[-1]])
-    with pytest.raises(PhotoError, match="a: (truncated|damaged)"):
+    with pytest.raises(PhotoError, match=r"a: (truncated|damaged)"):
         decode(broken, "a")
 
 
@@ -493,6 +523,15 @@ def test_damaged_pixel_data_is_refused() -> None:
 def test_each_kind_of_damage_is_named(data: bytes, reason: str) -> None:
     with pytest.raises(PhotoError, match=f"^a.jpg: .*{reason}"):
         decode(data, "a.jpg")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_picture_that_is_not_as_its_header_says_is_refused(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    data = make.saved(make.scene(20, 24), kind)
+    other = dataclasses.replace(read_header(data), height=21)
+    monkeypatch.setattr("mobilenet.photos.read_header", lambda _: other)
+    with pytest.raises(PhotoError, match=r"a: damaged: decoded to .*, the header says"):
+        decode(data, "a")
 
 
 def test_a_png_whose_checksum_is_wrong_is_refused() -> None:

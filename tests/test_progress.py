@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from mobilenet import progress
+from mobilenet.common import progress
 
 
 class Terminal(io.StringIO):

@@ -11,20 +11,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mobilenet import charts, report
-from mobilenet.activation import activation_maps, explained
 from mobilenet.arch import v1, v2
-from mobilenet.charts import Axis, Series
 from mobilenet.cost import cost
+from mobilenet.data.layouts import SetAside
 from mobilenet.engine import Engine
 from mobilenet.errors import DataError
-from mobilenet.metrics import Broken, Evaluation, score
+from mobilenet.evaluation import charts, report
+from mobilenet.evaluation.activation import activation_maps, explained
+from mobilenet.evaluation.charts import Axis, Series
+from mobilenet.evaluation.metrics import Evaluation, score
+from mobilenet.evaluation.report import read_metrics, write_report
 from mobilenet.model import Model
-from mobilenet.preprocessing import Preprocessing
-from mobilenet.report import read_metrics, write_report
+from mobilenet.photos.preprocessing import Preprocessing
 from mobilenet.weights import initial
 
-HOSTILE = '<script>alert(1)</script>"\'&'
+HOSTILE = "<script>alert(1)</script>\"'&"
 VOID = {"meta", "img", "br", "rect", "line", "path", "circle"}
 
 
@@ -91,13 +92,13 @@ def written(tmp_path: Path, model: Model, found: Evaluation, metrics=None) -> tu
 
 def epochs(count: int = 10) -> list[dict[str, float]]:
     return [
-        {"epoch": n, "train_loss": 2 / n, "val_loss": 2 / n + 0.01 * n, "val_top1": 1 - 1 / n, "lr": 0.1, "seconds": 60}
+        {"epoch": n, "train_loss": 2 / n, "val_loss": 2 / n + 0.01 * n, "val_top1": 1 - 1 / n, "seconds": 60}
         for n in range(1, count + 1)
     ]
 
 
 def test_the_report_holds_the_figures_and_loads_and_runs_nothing(tmp_path):
-    model, found = made(tmp_path, broken=(Broken("bad.jpg", "is empty"),))
+    model, found = made(tmp_path, broken=(SetAside("bad.jpg", "is empty"),))
     text, page = written(tmp_path, model, found, epochs())
     costs = cost(model.network)
     for figure in (
@@ -162,7 +163,7 @@ def test_names_and_notes_from_outside_are_text(tmp_path):
     labels = (HOSTILE, HOSTILE + "2", "\u202ereversed {title}", "x" * 900)
     model, found = made(tmp_path, labels=labels, notes={HOSTILE: {HOSTILE: [HOSTILE, 1]}})
     results = tuple(replace(result, path=f"{HOSTILE}\udce9.png") for result in found.results)
-    broken = (Broken(HOSTILE + "\n.jpg", HOSTILE),)
+    broken = (SetAside(HOSTILE + "\n.jpg", HOSTILE),)
     root = tmp_path / "<img src=x onerror=y>"
     text, page = written(tmp_path, model, replace(found, results=results, broken=broken, root=root))
     assert "script" not in {tag for tag, _ in page.tags}
@@ -175,7 +176,9 @@ def test_names_and_notes_from_outside_are_text(tmp_path):
 
 
 def test_many_classes_give_pairs_and_a_bounded_page(tmp_path):
-    model, found = made(tmp_path, classes=300, count=400, broken=tuple(Broken(f"{n}.jpg", "bad " * 99) for n in range(200)))
+    model, found = made(
+        tmp_path, classes=300, count=400, broken=tuple(SetAside(f"{n}.jpg", "bad " * 99) for n in range(200))
+    )
     text, page = written(tmp_path, model, found, epochs(5000))
     assert "Most frequent confusions" in page.text
     assert "Confusion matrix" not in page.text
@@ -326,7 +329,7 @@ def test_the_matrix_shows_each_count_and_says_it():
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(7, "7"), (999, "999"), (1000, "1.0k"), (9999, "10.0k"), (10_000, "10k"), (999_999, "1000k"), (1_500_000, "1.5M")],
+    [(7, "7"), (999, "999"), (1000, "1.0k"), (9949, "9.9k"), (9999, "10k"), (999_499, "999k"), (999_500, "1.0M")],
 )
 def test_counts_fit_their_cell(count, text):
     assert charts._short(count) == text
@@ -348,7 +351,8 @@ def test_amounts_have_three_digits(count, text):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(1, "1 second"), (89, "89 seconds"), (90, "2 minutes"), (7000, "117 minutes"), (9000, "2.5 hours")]
+    ("seconds", "text"),
+    [(1, "1 second"), (89, "89 seconds"), (90, "2 minutes"), (7000, "117 minutes"), (9000, "2.5 hours")],
 )
 def test_durations_are_rounded_to_what_matters(seconds, text):
     assert report._duration(seconds) == text
@@ -391,7 +395,7 @@ def test_pictures_are_small_jpegs_of_what_the_model_sees(tmp_path, channels):
 
 
 def test_the_heat_is_where_the_map_is_high():
-    from mobilenet.activation import _under_heat
+    from mobilenet.evaluation.activation import _under_heat
 
     heat = np.array([[0, -5, 0], [0, 0, 9], [0, 0, 0]], np.float32)
     shown = np.asarray(_under_heat(Image.new("RGB", (90, 90), (100, 100, 100)), heat)).astype(int).sum(axis=2)

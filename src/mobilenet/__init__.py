@@ -10,11 +10,10 @@
 Names are imported when they are first asked for: numpy comes with the first model, torch with the first training.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
-
-# Imported at once: importing the module `mobilenet.cost` later would put the module in the place of the function.
-from .cost import cost as cost
 
 if TYPE_CHECKING:
     from .arch import Conventions as Conventions
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
     from .arch import sources as sources
     from .arch import v1 as v1
     from .arch import v2 as v2
+    from .budget import choose as choose
+    from .cost import cost as cost
     from .engine import Engine as Engine
     from .errors import DataError as DataError
     from .errors import DatasetError as DatasetError
@@ -39,12 +40,14 @@ if TYPE_CHECKING:
     from .model import Prediction as Prediction
     from .model import create as create
     from .model import load as load
-    from .preprocessing import Preprocessing as Preprocessing
+    from .photos.preprocessing import Preprocessing as Preprocessing
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "arch": ("Conventions", "Layer", "Network", "Shape", "conventions", "sources", "v1", "v2"),
+    "budget": ("choose",),
+    "cost": ("cost",),
     "engine": ("Engine",),
     "errors": (
         "DataError",
@@ -56,11 +59,11 @@ _HOMES = {
         "UsageError",
     ),
     "model": ("MobileNet", "MobileNetV2", "Model", "Prediction", "create", "load"),
-    "preprocessing": ("Preprocessing",),
+    "photos.preprocessing": ("Preprocessing",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = ["__version__", "cost", *sorted(_HOME)]  # pyright: ignore
+__all__ = ["__version__", *sorted(_HOME)]
 
 
 def __getattr__(name: str) -> Any:
@@ -73,3 +76,13 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    def __setattr__(self, name: str, value: object) -> None:
+        # Importing the module `mobilenet.cost` would put the module in the place of the function of the same name.
+        if _HOME.get(name) != name:
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

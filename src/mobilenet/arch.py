@@ -1,7 +1,7 @@
 """MobileNet V1 and V2 as the papers' tables, and the flat list of layers that a table, an alpha and a resolution give.
 
-Read in this order: the two tables, `Conventions` (every point in which published MobileNets differ), `Layer`,
-`Network`, and the two functions `v1` and `v2` that users call. Shapes are (height, width, channels) throughout.
+Read in this order: the two tables, `Layer`, `Network`, and the functions `v1` and `v2` that users call; `Conventions`
+(every point in which published MobileNets differ) stands in `presets`. Shapes are (height, width, channels) throughout.
 Standard library only: no shape, channel count or layer name of a network is written anywhere but here.
 """
 
@@ -10,16 +10,21 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, get_args
+from itertools import zip_longest
+from typing import Any, Literal, NamedTuple
 
-from .checks import boolean, choice, exact_fields, fields, integer, number, refuse_unknown
+from .common.checks import boolean, choice, exact_fields, fields, integer, number, refuse_unknown
 from .errors import UsageError
+from .presets import SCALINGS as SCALINGS
+from .presets import Conventions as Conventions
+from .presets import Family as Family
+from .presets import Padding, nearest_multiple
+from .presets import conventions as conventions
+from .presets import scale_channels as scale_channels
+from .presets import sources as sources
 
-Family = Literal["v1", "v2"]
 Kind = Literal["conv", "depthwise", "pointwise", "average_pool", "max_pool", "dense"]
 Activation = Literal["relu", "relu6", "linear"]
-Padding = Literal["same", "symmetric", "bottom_right"]
-Rounding = Literal["truncate", "divisible", "truncated_divisible", "rounded_divisible", "ceil"]
 Pooling = Literal["avg", "max"]
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -68,154 +73,7 @@ V2_TABLE = (
     Bottleneck(6, 320, 1, 1),
 )
 
-# Pixel scaling: (pixel - mean) / std on the 0..255 scale, one value for all channels or one each for red, green, blue.
-SCALINGS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "inception": ((127.5,), (127.5,)),  # to -1..1: slim, Keras, timm's V1
-    "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),  # torchvision, timm's V2
-    "unit": ((0.0,), (255.0,)),  # to 0..1: MLPerf Tiny
-}
-
 STRIDED_LAYERS = 5  # both tables halve the resolution five times: 224 -> 7
-
-
-# ------------------------------------------------------------------------------------------------------ conventions
-
-
-@dataclass(frozen=True)
-class Conventions:
-    """Names every choice in which published MobileNets differ, so that imported weights give the source's outputs.
-
-    Attributes:
-        padding: "same" as TensorFlow (the odd pixel of padding goes to the bottom right), "symmetric" as torch, or
-            "bottom_right" as Keras' V1 (strided depthwise layers always get (0, 1): the same as "same" on even sizes,
-            one output row less on odd ones).
-        activation: "relu" or "relu6". V2's projections are linear whatever this says.
-        batch_norm_epsilon: added to the variance: 1e-3 in TensorFlow, 1e-5 in torch.
-        batch_norm_momentum: share of the old running statistics that one training step keeps (torch's is 1 - this).
-        rounding: how `channels * alpha` becomes a whole number; see `scale_channels`.
-        divisor: what the "divisible" and "ceil" roundings round to.
-        min_width: least number of channels of a scaled layer.
-        fixed_stem: stem and, in V2, first block keep their width whatever alpha is (tonylins).
-        scale_head: V2's 1280 channels are scaled for alpha "above_one" only (the paper), "always" (slim without
-            `finegrain_classification_mode`) or "never".
-        expand_first: V2's first block (expansion 1) has a 1x1 expansion all the same (PaddleClas; 314M MACs, not 301M).
-        round_expansion: V2's expanded width is rounded to the divisor too (slim, Hugging Face).
-        last_stride: stride of V1's last depthwise layer: 1, or 2 as the paper's table and the source notes print it.
-        conv_bias: convolutions have a bias before batch norm (MLPerf Tiny).
-        dropout: probability that training drops a feature before the classifier.
-        scaling: pixel scaling, a key of `SCALINGS`.
-        background: class 0 is "background", so ImageNet has 1001 classes (slim, TFLite, Hugging Face).
-    """
-
-    padding: Padding = "same"
-    activation: Literal["relu", "relu6"] = "relu6"
-    batch_norm_epsilon: float = 1e-3
-    batch_norm_momentum: float = 0.99
-    rounding: Rounding = "truncate"
-    divisor: int = 8
-    min_width: int = 1
-    fixed_stem: bool = False
-    scale_head: Literal["above_one", "always", "never"] = "above_one"
-    expand_first: bool = False
-    round_expansion: bool = False
-    last_stride: int = 1
-    conv_bias: bool = False
-    dropout: float = 0.0
-    scaling: str = "inception"
-    background: bool = False
-
-    def __post_init__(self) -> None:
-        choice("padding", self.padding, get_args(Padding))
-        choice("activation", self.activation, ("relu", "relu6"))
-        number("batch_norm_epsilon", self.batch_norm_epsilon, 0.0, 1.0, open_low=True)
-        number("batch_norm_momentum", self.batch_norm_momentum, 0.0, 1.0)
-        choice("rounding", self.rounding, get_args(Rounding))
-        integer("divisor", self.divisor, 1, 1024)
-        integer("min_width", self.min_width, 1, 1024)
-        choice("scale_head", self.scale_head, ("above_one", "always", "never"))
-        integer("last_stride", self.last_stride, 1, 2)
-        number("dropout", self.dropout, 0.0, 1.0, open_high=True)
-        choice("scaling", self.scaling, tuple(SCALINGS))
-        for name in ("fixed_stem", "expand_first", "round_expansion", "conv_bias", "background"):
-            boolean(name, getattr(self, name))
-
-
-_TORCH: dict[str, Any] = {"padding": "symmetric", "batch_norm_epsilon": 1e-5, "batch_norm_momentum": 0.9}
-
-_PRESETS: Mapping[Family, Mapping[str, Conventions]] = {
-    "v1": {
-        "paper": Conventions(activation="relu", dropout=0.001),
-        "notes": Conventions(activation="relu", last_stride=2),
-        "keras": Conventions(padding="bottom_right", dropout=0.001),
-        "slim": Conventions(min_width=8, batch_norm_momentum=0.9997, dropout=0.001, background=True),
-        "timm": Conventions(**_TORCH, rounding="divisible"),
-        "huggingface": Conventions(min_width=8, batch_norm_momentum=0.9997, dropout=0.001, background=True),
-        "paddle": Conventions(**_TORCH, activation="relu", scaling="imagenet"),
-        "mlperf_tiny": Conventions(activation="relu", conv_bias=True, scaling="unit"),
-    },
-    "v2": {
-        "paper": Conventions(rounding="divisible", dropout=0.2),
-        "notes": Conventions(rounding="truncated_divisible", batch_norm_momentum=0.999),
-        "keras": Conventions(rounding="truncated_divisible", batch_norm_momentum=0.999),
-        "slim": Conventions(
-            rounding="divisible", round_expansion=True, batch_norm_momentum=0.997, dropout=0.2, background=True
-        ),
-        "torchvision": Conventions(**_TORCH, rounding="divisible", dropout=0.2, scaling="imagenet"),
-        "timm": Conventions(**_TORCH, rounding="divisible", scaling="imagenet"),
-        "huggingface": Conventions(
-            rounding="rounded_divisible", round_expansion=True, batch_norm_momentum=0.997, dropout=0.2, background=True
-        ),
-        "tonylins": Conventions(**_TORCH, rounding="ceil", fixed_stem=True, scaling="imagenet"),
-        "d-li14": Conventions(**_TORCH, rounding="divisible", scaling="imagenet"),
-        "paddle": Conventions(**_TORCH, rounding="truncate", expand_first=True, scaling="imagenet"),
-    },
-}
-
-
-def sources(family: Family) -> tuple[str, ...]:
-    """Returns the names of the sources whose conventions are known for `family` ("v1" or "v2")."""
-    choice("family", family, ("v1", "v2"))
-    return tuple(_PRESETS[family])
-
-
-def conventions(family: Family, source: str = "paper", **changes: Any) -> Conventions:
-    """Returns the conventions of a source ("paper", "keras", "torchvision", …), with single fields replaced.
-
-    Raises:
-        UsageError: names the unknown source or field, with the nearest known one, or the value outside its rule.
-    """
-    known = sources(family)
-    if source not in known:
-        raise UsageError(
-            f"conventions: {source!r} is not a source of MobileNet {family.upper()}; known are {', '.join(known)}"
-        )
-    refuse_unknown("conventions", changes, fields(Conventions))
-    return dataclasses.replace(_PRESETS[family][source], **changes)
-
-
-def scale_channels(channels: int, alpha: float, conv: Conventions, *, in_block: bool = True) -> int:
-    """Returns the width of a layer of `channels` channels under the width multiplier alpha.
-
-    The rules, by name: "truncate" `int(c·alpha)` (the V1 papers' code, Keras' V1); "divisible" the multiple of
-    `divisor` nearest to `c·alpha`, one more if that loses over 10% (V2, torchvision, timm); "truncated_divisible" the
-    same of `int(c·alpha)` inside blocks (Keras' V2); "rounded_divisible" the same of `round(c·alpha)` (Hugging Face);
-    "ceil" the next multiple up (tonylins).
-    """
-    value = channels * alpha
-    if conv.rounding == "truncate":
-        return max(int(value), conv.min_width)
-    if conv.rounding == "ceil":
-        return max(math.ceil(value / conv.divisor) * conv.divisor, conv.min_width)
-    if conv.rounding == "truncated_divisible" and in_block:
-        value = int(value)
-    elif conv.rounding == "rounded_divisible":
-        value = round(value)
-    return _divisible(value, conv)
-
-
-def _divisible(value: float, conv: Conventions) -> int:
-    nearest = max(conv.divisor, conv.min_width, int(value + conv.divisor / 2) // conv.divisor * conv.divisor)
-    return nearest + conv.divisor if nearest < 0.9 * value else nearest
 
 
 # ---------------------------------------------------------------------------------------------- layers and networks
@@ -264,6 +122,11 @@ class Layer:
     batch_norm: bool = False
     bias: bool = False
     adds: str | None = None
+
+    @property
+    def group(self) -> str:
+        """Name of the layer's block, or of the layer where it belongs to none."""
+        return self.name.partition(".")[0]
 
     @cached_property
     def weight_shape(self) -> tuple[int, ...] | None:
@@ -388,22 +251,12 @@ class Network:
         """
         found: dict[int, str] = {}
         stride = 1
-        for layer in self.layers:
-            if layer.block is not None or layer.name == "stem":
-                stride *= layer.stride
+        for layer, after in zip_longest(self.layers, self.layers[1:]):
+            stride *= layer.stride
+            ends_block = layer.block is not None and (after is None or after.block != layer.block)
+            if ends_block or layer.name == "stem":
                 found[stride] = layer.name
-        # A stem or first half of a block that a later layer of the same stride follows has been overwritten above; a
-        # block that changes the stride leaves the end of the block before it as the last at its own stride...
-        return {s: self._end_of_block(name) for s, name in found.items()}
-
-    def _end_of_block(self, name: str) -> str:
-        # ...but an expansion runs at the resolution of the block before it: step back to that block's end.
-        layer, index = self.by_name[name], self.layers.index(self.by_name[name])
-        if layer.block is None or self.layers[index + 1].block != layer.block:
-            return name
-        while self.layers[index].block == layer.block:
-            index -= 1
-        return self.layers[index].name
+        return found
 
     def replace(self, **changes: Any) -> "Network":
         """Returns the same network with some fields changed, checked and derived anew."""
@@ -564,12 +417,12 @@ class _Builder:
             stride = self._stride(table_stride)
             keeps_width = self.conv.fixed_stem and index == 0
             channels = row.channels if keeps_width else self._width(row.channels)
-            # Every source adds the shortcut wherever shapes allow, so the first block has one at the alphas that round
-            # 32 and 16 channels to the same width (0.25 and below).
+            # Sources add the shortcut wherever shapes allow (Hugging Face: but here), so the first block has one where
+            # 32 and 16 channels get the same width (alpha 0.25 and below).
             shortcut = self.built[-1].name if stride == 1 and self.shape.channels == channels else None
             expanded = row.expansion * self.shape.channels
             if self.conv.round_expansion and row.expansion > 1:
-                expanded = _divisible(expanded, self.conv)
+                expanded = nearest_multiple(expanded, self.conv)
             if row.expansion > 1 or self.conv.expand_first:
                 self._convolve(f"block{index}.expand", "pointwise", index, expanded)
             self._separable(index, "project", channels, stride, "linear", shortcut)

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .arch import Conventions, Family, Network, v1, v2
-from .checks import choice, integer
+from .common.checks import choice, integer
+from .common.text import Unit, bytes_text, parse_amount, table_text
 from .cost import cost
 from .errors import GateError, UsageError
 from .published import checkpoint
-from .text import Unit, bytes_text, parse_amount, table_text
 
 FAMILIES: tuple[Family, ...] = ("v1", "v2")
 # The published ones (V1 1 to 0.25 at 224 to 128, V2 1.4 to 0.35 at 224 to 96) and others between and beyond them.
@@ -158,6 +158,6 @@ def _nothing_fits(members: Sequence[Candidate], limits: Mapping[str, int]) -> st
     figures = []
     for name, limit in limits.items():
         value, write = getattr(nearest, name), bytes_text if _UNITS[name] == "bytes" else "{:,}".format
-        verdict = "fits" if value <= limit else f"{value / limit:.2f} times too much"
+        verdict = "fits" if value <= limit else f"{value / limit:,.2f} times too much"
         figures.append(f"{write(value)} {words[name]} (limit {write(limit)}: {verdict})")
-    return f"choose: none of {len(members)} members fits; the nearest, {nearest.network}, has " + ", ".join(figures)
+    return f"none of {len(members)} members fits; the nearest, {nearest.network}, has " + ", ".join(figures)

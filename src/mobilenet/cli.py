@@ -22,7 +22,7 @@ Arguments = argparse.Namespace
 
 @dataclass(frozen=True)
 class Command:
-    """Is one subcommand: its line in the help, an example, its arguments and its handler, which returns an exit code."""
+    """Is one subcommand: its line of help, an example, its arguments, and its handler, which returns an exit code."""
 
     help: str
     example: str
@@ -139,7 +139,8 @@ def _cost(args: Arguments) -> int:
     from .cost import cost
 
     found = cost(_network(args), bytes_per_element=args.bytes)
-    _emit(args, found.to_dict(), found.table(args.view))
+    tables = dict.fromkeys((args.view, "total"))  # once if it is the same
+    _emit(args, found.to_dict(), "\n\n".join([str(found.network), *map(found.table, tables)]))
     return 0
 
 
@@ -151,26 +152,24 @@ def _choose_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", type=int, default=1000, help="outputs of the classifier (default 1000)")
     parser.add_argument("--family", choices=("v1", "v2"), help="only this family")
     parser.add_argument("--bytes", type=int, default=4, choices=(1, 2, 4), help="per activation and weight (default 4)")
+    parser.add_argument("--fused", action="store_true", help="count memory with fused blocks, not layer by layer")
     parser.add_argument("--limit", type=int, default=20, help="rows of the table (default 20)")
 
 
 def _choose(args: Arguments) -> int:
-    from . import cost
+    from .budget import FAMILIES, choose, choose_table
 
-    def amount(name: str, unit: str) -> int | None:
-        text = getattr(args, name)
-        return None if text is None else cost.parse_amount(text, unit)
-
-    found = cost.choose(
-        macs=amount("macs", "count"),
-        params=amount("params", "count"),
-        memory=amount("memory", "bytes"),
-        size=amount("size", "bytes"),
+    found = choose(
+        args.macs,
+        args.params,
+        args.memory,
+        args.size,
         classes=args.classes,
-        families=(args.family,) if args.family else ("v1", "v2"),
+        families=(args.family,) if args.family else FAMILIES,
         bytes_per_element=args.bytes,
+        fused=args.fused,
     )
-    _emit(args, [candidate.to_dict() for candidate in found], cost.choose_table(found, args.limit))
+    _emit(args, [candidate.to_dict() for candidate in found], choose_table(found, args.limit))
     return 0
 
 
@@ -183,53 +182,64 @@ def _data_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _data(args: Arguments) -> int:
-    from . import dataset
+    from .data.check import check
+    from .data.dataset import read
 
-    report = dataset.check(dataset.read(args.photos), progress=_progress("checking"))
+    report = check(read(args.photos), progress=_progress("checking"))
     _emit(args, report.to_dict(), str(report))
     return 0 if report.ok else 3
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
-    from . import recipe
+    from .training.settings import add_arguments
 
-    parser.add_argument("photos", type=Path, help="folder with a folder a class (or train/ val/ test/), CSV or JSON lines")
+    parser.add_argument(
+        "photos", type=Path, help="folder with a folder a class (or train/ val/ test/), CSV or JSON lines"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, help="model folder to make")
     parser.add_argument("--from", dest="start_from", type=Path, metavar="MODEL", help="begin with this model's weights")
     parser.add_argument("--resume", action="store_true", help="go on with the training in the output folder")
-    recipe.add_arguments(parser)
+    add_arguments(parser)
 
 
 def _train(args: Arguments) -> int:
-    from . import recipe, train
+    from .training.settings import settings_from
+    from .training.train import train
 
-    result = train.train(
-        args.photos, args.output, recipe.settings_from(args), start_from=args.start_from, resume=args.resume
-    )
+    result = train(args.photos, args.output, settings_from(args), start_from=args.start_from, resume=args.resume)
     _emit(args, result.to_dict(), str(result))
     return 0
 
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="model folder")
-    parser.add_argument("photos", type=Path, help="folder with a folder a class (or train/ val/ test/), CSV or JSON lines")
+    parser.add_argument(
+        "photos", type=Path, help="folder with a folder a class (or train/ val/ test/), CSV or JSON lines"
+    )
     parser.add_argument("--split", choices=("train", "val", "test", "all"), help="default: test, else val, else all")
     parser.add_argument("--report", type=Path, metavar="HTML", help="where the report goes (default MODEL/report.html)")
     parser.add_argument("--no-report", action="store_true", help="figures only")
-    parser.add_argument("--min-top1", type=float, metavar="P", help="exit with code 4 when top-1 (0 to 1) is below this")
+    parser.add_argument(
+        "--min-top1", type=float, metavar="P", help="exit with code 4 when top-1 (0 to 1) is below this"
+    )
 
 
 def _evaluate(args: Arguments) -> int:
-    from .evaluate import evaluate
+    from .evaluation.evaluate import evaluate
+    from .evaluation.report import write_report
     from .model import load
-    from .report import write_report
 
     model = load(args.model)
-    found = evaluate(model, args.photos, split=args.split, progress=_progress("evaluating"))
+    split_file = args.model / "training" / "split.jsonl"  # so that val holds no photo that was trained on
+    found = evaluate(model, args.photos, split=args.split, split_file=split_file, progress=_progress("evaluating"))
     report = None if args.no_report else args.report or args.model / "report.html"
     if report:
         write_report(report, model, found, args.model)
-    _emit(args, found.to_dict() | {"report": report and str(report)}, f"{found}\n" + (f"report: {report}" if report else ""))
+    _emit(
+        args,
+        found.to_dict() | {"report": report and str(report)},
+        f"{found}\n" + (f"report: {report}" if report else ""),
+    )
     if args.min_top1 is not None and found.top1 < args.min_top1:
         raise GateError(f"top-1 is {found.top1:.4f}, below the {args.min_top1} that --min-top1 asks for")
     return 0
@@ -243,8 +253,8 @@ def _predict_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _predict(args: Arguments) -> int:
+    from .evaluation.predict import photo_paths, predict_paths, write_rows
     from .model import load
-    from .predict import photo_paths, predict_paths, write_rows
 
     rows = predict_paths(load(args.model), photo_paths(args.paths), top=args.top)
     failures = write_rows(rows, "json" if args.json else args.format, sys.stdout)
@@ -252,7 +262,7 @@ def _predict(args: Arguments) -> int:
 
 
 def _progress(what: str) -> Callable[[int, int], None]:
-    from .progress import counter
+    from .common.progress import counter
 
     return counter(what)
 

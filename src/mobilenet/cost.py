@@ -20,8 +20,8 @@ from itertools import groupby
 from typing import Any, Literal, get_args
 
 from .arch import Layer, Network
-from .checks import choice, integer
-from .text import bytes_text, table_text
+from .common.checks import choice, integer
+from .common.text import bytes_text, table_text
 
 View = Literal["layers", "blocks", "kinds", "total"]
 VIEWS: tuple[View, ...] = get_args(View)
@@ -138,7 +138,7 @@ class BlockCost(Counts):
     @property
     def ratio(self) -> float | None:
         """`separable` over `standard`: 1/N + 1/k², whatever the input channels and the resolution."""
-        return None if self.standard is None or self.separable is None else self.separable / self.standard
+        return self.separable / self.standard if self.separable and self.standard else None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the figures as plain data, memory in bytes."""
@@ -259,13 +259,9 @@ def cost(network: Network, bytes_per_element: int = 4) -> Cost:
         UsageError: names the argument, its value and the rule.
     """
     integer("bytes_per_element", bytes_per_element, 1, 8)
-    groups = groupby(network.layers, key=_block_name)
+    groups = groupby(network.layers, key=lambda layer: layer.group)
     blocks = tuple(_block(name, list(layers), bytes_per_element) for name, layers in groups)
     return Cost(*_sum(blocks), network, blocks, bytes_per_element)
-
-
-def _block_name(layer: Layer) -> str:
-    return layer.name if layer.block is None else f"block{layer.block}"
 
 
 def _block(name: str, layers: Sequence[Layer], size: int) -> BlockCost:

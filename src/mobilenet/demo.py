@@ -1,4 +1,4 @@
-"""The main job on real data that comes with the package: photos of digits in, a trained model, labels and a report out."""
+"""The main job on real data that comes with the package: photos of digits in, a model, labels and a report out."""
 
 from importlib import resources
 from pathlib import Path
@@ -27,3 +27,42 @@ def write_photos(folder: Path) -> int:
         digit = Image.fromarray(sheet[row : row + TILE, column : column + TILE])
         digit.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(path)
     return index + 1
+
+
+def demo(output: Path) -> tuple[dict[str, Any], str]:
+    """Trains, evaluates and predicts on the digits, in the folder `output`; a second call goes on where one stopped.
+
+    Returns:
+        The evaluation's figures with the report's path as plain data, and a text for people.
+
+    Raises:
+        DataError: `output` holds something that is not the demo's.
+    """
+    from .common.progress import counter
+    from .cost import cost
+    from .evaluation.evaluate import evaluate
+    from .evaluation.report import write_report
+    from .model import load
+    from .training.settings import Settings
+    from .training.train import train
+
+    photos, model_folder, report = output / "photos", output / "model", output / "report.html"
+    if output.exists() and any(output.iterdir()) and not photos.is_dir():
+        raise DataError(f"{output}: holds something else than the demo; give another folder with --output")
+    count = write_photos(photos)
+    train(photos, model_folder, Settings(alpha=0.35, epochs=12, augment="light", seed=1), resume=True)
+    model = load(model_folder)
+    found = evaluate(model, photos, split="test", progress=counter("evaluating"))
+    write_report(report, model, found, model_folder)
+    shown = sorted((photos / "test").glob("*/*.png"))[::75]
+    labelled = zip(shown, model.predict(list(shown)), strict=True)
+    costs = cost(model.network)
+    lines = [
+        f"{count} photos of handwritten digits",
+        f"{model.network}: {costs.macs:,} multiply-adds, {costs.params:,} parameters",
+        str(found),
+        *(f"{path.relative_to(output)}: {prediction}" for path, prediction in labelled),
+        f"model: {model_folder}",
+        f"report: {report}",
+    ]
+    return found.to_dict() | {"report": str(report)}, "\n".join(lines)

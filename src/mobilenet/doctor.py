@@ -15,7 +15,7 @@ INSTRUCTION_SETS = (
     "sse4_1", "avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8",
     "asimd", "asimddp", "bf16", "i8mm", "sve",
 )  # fmt: skip
-NEEDED = ("numpy", "safetensors", "pillow", "simplejpeg")
+NEEDED = ("numpy", "pillow", "simplejpeg")
 OPTIONAL = ("torch", "tensorboard", "h5py")
 
 

@@ -18,9 +18,9 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from .arch import Layer, Network, Pads, Shape
-from .checks import integer
+from .common.checks import integer
 from .errors import UsageError
-from .tensors_file import Tensors
+from .storage.tensors_file import Tensors
 from .weights import fold
 
 if TYPE_CHECKING:

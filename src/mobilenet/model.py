@@ -11,14 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from . import folder, listing, photos, transfer
+from . import notes as listing
+from . import photos
 from .arch import SCALINGS, Network, v1, v2
-from .checks import integer, short
+from .common.checks import integer, short
 from .engine import Engine, Floats
 from .errors import UsageError
-from .folder import Stored
-from .preprocessing import Preprocessing
-from .transfer import Transfer
+from .photos.preprocessing import Preprocessing
+from .storage import folder, transfer
+from .storage.folder import Stored
+from .storage.transfer import Transfer
 from .weights import check, initial
 
 _BATCH = 32  # photos whose pixels are in memory at a time
@@ -107,7 +109,7 @@ class Model:
         """Writes the model folder `path`, whole or not at all; see docs/model-folder.md.
 
         Raises:
-            ModelError: names the tensor with NaN, infinity or a negative variance (`allow_nonfinite` lets them pass), or
+            ModelError: names the tensor with NaN, infinity or a negative variance (`allow_nonfinite` lets it pass), or
                 the folder that holds files of something else.
             MobileNetError: names the file that could not be written, and why.
         """

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import fitting
 from .arch import STATISTICS, Layer, Network
-from .checks import integer, short
+from .common.checks import integer, short
 from .errors import ModelError
-from .tensors_file import Shapes, Tensors
+from .storage import fitting
+from .storage.tensors_file import Shapes, Tensors
 
 
 def initial(network: Network, seed: int = 0) -> Tensors:
@@ -34,7 +34,7 @@ def initial(network: Network, seed: int = 0) -> Tensors:
             if part in fixed:
                 tensors[name] = np.full(shape, fixed[part], np.float32)
                 continue
-            stream = np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(name.encode())]))
+            stream = np.random.Generator(np.random.Philox(key=seed + (zlib.crc32(name.encode()) << 64)))
             tensors[name] = stream.standard_normal(shape, np.float32)
             tensors[name] *= np.float32(_deviation(layer))
     return tensors

@@ -1,0 +1,1 @@
+"""Weights in files: the model folder, and what else weights are read from."""

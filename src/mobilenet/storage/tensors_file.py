@@ -1,0 +1,187 @@
+"""The safetensors format, float32 alone: written as the library writes it, read strictly and within a known memory.
+
+The file: 8 bytes little-endian length of the header; the header, JSON of name -> dtype, shape and [begin, end] in the
+data; the data. A reader here accepts any order of the tensors, but no hole, no overlap and no byte left over, and it
+knows all of that, and what the caller thinks of the names and shapes, before it reads a byte of the data. Nothing is
+mapped: a file that is cut while it is read gives an error, never a signal.
+"""
+
+import hashlib
+import io
+import json
+import math
+import os
+import stat
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..common import strict_json
+from ..common.checks import short
+from ..common.files import shown
+from ..errors import ModelError
+
+Tensors = dict[str, NDArray[np.float32]]
+Shapes = dict[str, tuple[int, ...]]
+
+_LENGTH_BYTES = 8
+_ITEM_BYTES = 4
+_MAX_RANK = 8
+_MAX_SIDE = 1 << 48
+_ON_DISK = np.dtype("<f4")
+
+
+class _Entry(NamedTuple):
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def encode(tensors: Mapping[str, NDArray[np.float32]]) -> bytes:
+    """Returns the file that holds the tensors in the order given, data aligned to 8 bytes as the library aligns it."""
+    header: dict[str, Any] = {}
+    parts = [np.asarray(tensor, _ON_DISK, order="C") for tensor in tensors.values()]
+    offset = 0
+    for name, part in zip(tensors, parts, strict=True):
+        header[name] = {"dtype": "F32", "shape": part.shape, "data_offsets": [offset, offset + part.nbytes]}
+        offset += part.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(_LENGTH_BYTES, "little"), text, *(part.data for part in parts)])
+
+
+def read(
+    path: Path,
+    choose: Callable[[Shapes], Iterable[str]],
+    sha256: str | None = None,
+    *,
+    follow_symlinks: bool = False,
+) -> Tensors:
+    """Reads tensors of a file.
+
+    Args:
+        path: of a regular file.
+        choose: gets the shape of every tensor of the file, in the order of the data, before any data is read; returns
+            the names to read, or raises.
+        sha256: of the whole file, in hexadecimal, checked if given; then `choose` must return all names.
+        follow_symlinks: False refuses a symbolic link in place of the file.
+
+    Raises:
+        ModelError: names the file and the tensor, says what is wrong.
+        FileNotFoundError: there is no such file.
+    """
+    with _open(path, follow_symlinks) as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            head, entries = _read_header(file, size)
+            wanted = set(choose({name: entry.shape for name, entry in entries.items()}))
+            digest = hashlib.sha256(head)
+            tensors: Tensors = {}
+            for name, entry in entries.items():
+                if name in wanted:
+                    file.seek(len(head) + entry.begin)
+                    raw = np.empty(entry.shape, _ON_DISK)
+                    _fill(file, raw.reshape(-1).view(np.uint8).data)
+                    digest.update(raw.data)
+                    tensors[name] = raw.astype(np.float32, copy=False)
+        except ValueError as error:
+            raise ModelError(f"{shown(path)}: {error}") from error
+        except OSError as error:
+            raise ModelError(f"{shown(path)}: can't be read: {error.strerror}") from error
+    if sha256 is not None and digest.hexdigest() != sha256:
+        raise ModelError(
+            f"{shown(path)}: damaged or replaced: its SHA-256 is {digest.hexdigest()}, the config says {sha256}"
+        )
+    return tensors
+
+
+def _open(path: Path, follow_symlinks: bool) -> io.FileIO:
+    """Opens a regular file; a FIFO is not waited for."""
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_symlinks else os.O_NOFOLLOW)
+    try:
+        descriptor = os.open(path, flags)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        link = not follow_symlinks and os.path.islink(path)
+        reason = "is a symbolic link, a regular file is needed" if link else f"can't be read: {error.strerror}"
+        raise ModelError(f"{shown(path)}: {reason}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ModelError(f"{shown(path)}: is not a regular file")
+    return io.FileIO(descriptor, "rb")
+
+
+def _fill(file: io.FileIO, buffer: memoryview) -> None:
+    """Reads until the buffer is full; one system call gives 2 GiB at most."""
+    done = 0
+    while done < len(buffer):
+        count = file.readinto(buffer[done:])
+        if not count:
+            raise ValueError("was cut short while it was read")
+        done += count
+
+
+def _read_header(file: io.FileIO, size: int) -> tuple[bytes, dict[str, _Entry]]:
+    """Returns the bytes before the data, and the entries in the order of the data, which they cover exactly."""
+    if size < _LENGTH_BYTES:
+        raise ValueError(f"has {size} bytes, a safetensors file begins with {_LENGTH_BYTES} bytes of length")
+    head = bytearray(_LENGTH_BYTES)
+    _fill(file, memoryview(head))
+    length = int.from_bytes(head, "little")
+    if length > min(size - _LENGTH_BYTES, strict_json.LIMIT):
+        raise ValueError(
+            f"declares a header of {length:,} bytes; the file has {size - _LENGTH_BYTES:,} bytes after the length, "
+            f"and the limit is {strict_json.LIMIT:,}"
+        )
+    text = bytearray(length)
+    _fill(file, memoryview(text))
+    try:
+        header = strict_json.parse(bytes(text))
+    except ValueError as error:
+        raise ValueError(f"the header {error}") from None
+    if not isinstance(header, dict):
+        raise ValueError(f"the header is {short(header)}, an object is needed")
+    header.pop("__metadata__", None)
+    entries = {name: _entry(name, value) for name, value in header.items()}
+    ordered = dict(sorted(entries.items(), key=lambda item: item[1][1:]))
+    _check_layout(ordered, size - _LENGTH_BYTES - length)
+    return bytes(head + text), ordered
+
+
+def _entry(name: str, value: object) -> _Entry:
+    where = f"tensor {short(name)}"
+    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"{where} is {short(value)}, needed are exactly dtype, shape and data_offsets")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if dtype != "F32":
+        raise ValueError(f"{where} has dtype {short(dtype)}, needed is 'F32'")
+    if not _counts(shape) or len(shape) > _MAX_RANK:
+        raise ValueError(f"{where} has shape {short(shape)}, needed is a list of whole numbers from 0")
+    if not _counts(offsets) or len(offsets) != 2:
+        raise ValueError(f"{where} has data_offsets {short(offsets)}, needed are [begin, end]")
+    begin, end = offsets
+    if end - begin != _ITEM_BYTES * math.prod(shape):
+        raise ValueError(f"{where} of shape {tuple(shape)} needs {_ITEM_BYTES * math.prod(shape):,} bytes of data, "
+                         f"its data_offsets {begin} to {end} do not fit")  # fmt: skip
+    return _Entry(tuple(shape), begin, end)
+
+
+def _counts(value: object) -> bool:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < _MAX_SIDE for item in value)
+
+
+def _check_layout(entries: Mapping[str, _Entry], size: int) -> None:
+    """Raises unless the entries, in order, cover the `size` bytes of data: no hole, no overlap, nothing left over."""
+    end = 0
+    for name, entry in entries.items():
+        if entry.begin != end:
+            fault = "overlaps the tensor before it" if entry.begin < end else "leaves a hole before it"
+            raise ValueError(f"tensor {short(name)} begins at byte {entry.begin:,}, needed is {end:,}: it {fault}")
+        end = entry.end
+    if end != size:
+        fault = "was it cut?" if size < end else "the bytes at the end belong to no tensor"
+        raise ValueError(f"holds {size:,} bytes of data, the header describes {end:,}; {fault}")

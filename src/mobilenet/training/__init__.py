@@ -1,0 +1,1 @@
+"""From photos to a model. Nothing outside this package imports torch."""

@@ -1,0 +1,247 @@
+"""The command line: every command's output, its JSON document, its exit codes, and what it costs to start."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import mobilenet
+from mobilenet import cli
+from mobilenet.errors import MobileNetError
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, str]:
+    code = cli.main([str(word) for word in argv])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes that differ in brightness, 12 photos each, split by the trainer."""
+    root = tmp_path_factory.mktemp("cli") / "photos"
+    rng = np.random.default_rng(0)
+    for name, level in (("dark", 40), ("light", 200)):
+        (root / name).mkdir(parents=True)
+        for n in range(12):
+            noise = rng.integers(-30, 30, (36, 40, 3))
+            Image.fromarray((level + noise).astype(np.uint8)).save(root / name / f"{n}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def model(photos: Path) -> Path:
+    folder = photos.parent / "model"
+    argv = ["train", photos, "-o", folder, "--alpha", 0.1, "--resolution", 32, "--downsampling", 32, "--epochs", 2]
+    assert cli.main([str(word) for word in [*argv, "--batch", 10, "--precision", "f32", "--threads", 1]]) == 0
+    return folder
+
+
+# ---------------------------------------------------------------------------------------------- cost and choose
+
+
+def test_cost_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "cost", "v2")
+    assert (code, err) == (0, "")
+    assert "300,774,272" in out
+    assert "block16.project" in out
+
+
+def test_cost_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "cost", "v1", "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert (document["macs"], document["params"]) == (568_740_352, 4_231_976)
+
+
+def test_cost_takes_every_argument_of_the_architecture(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = "v1 --alpha 0.5 --resolution 97x64 --channels 1 --no-top --pooling max --downsampling 16 --standard"
+    code, out, _ = run(capsys, "cost", *argv.split(), "--source", "timm", "--json")
+    network = mobilenet.v1(
+        0.5,
+        (97, 64),
+        channels=1,
+        include_top=False,
+        pooling="max",
+        downsampling=16,
+        separable=False,
+        conventions="timm",
+    )
+    assert code == 0
+    assert json.loads(out)["macs"] == mobilenet.cost(network).macs
+
+
+def test_choose(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "choose", "--macs", "100M", "--params", "3M", "--memory", "1MB", "--limit", 3)
+    assert code == 0
+    assert "v2 0.5 128" in out
+    code, out, _ = run(capsys, "choose", "--macs", "100M", "--family", "v1", "--json")
+    assert code == 0
+    assert {candidate["family"] for candidate in json.loads(out)} == {"v1"}
+
+
+# ---------------------------------------------------------------------------------------------- the main road
+
+
+def test_evaluate_writes_figures_and_report(model: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "evaluate", model, photos, "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert document["split"] == "val"
+    report = Path(document["report"])
+    assert report == model / "report.html"
+    assert "<svg" in report.read_text()
+
+
+def test_evaluate_gate(model: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "evaluate", model, photos, "--no-report", "--min-top1", 1.5)
+    assert code == 4
+    assert "below the 1.5" in err
+    assert "top-1" in out
+
+
+def test_predict(model: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "predict", model, photos / "dark", "--format", "jsonl", "--top", 1)
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert len(rows) == 12
+
+
+def test_predict_goes_on_after_a_broken_photo(
+    model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"\xff\xd8\xff no photo")
+    code, out, _ = run(capsys, "predict", model, broken, photos / "light" / "0.png", "--json")
+    document = json.loads(out)
+    assert code == 3
+    assert document["failed"] == 1
+    assert [row.get("error") is None for row in document["photos"]] == [False, True]
+
+
+def test_data_check(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "data", "check", photos, "--json")
+    assert code == 0
+    assert json.loads(out)
+    for split in ("train", "test"):
+        for name in ("dark", "light"):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            (folder / "a.png").write_bytes((photos / name / "0.png").read_bytes())
+    code, out, _ = run(capsys, "data", "check", tmp_path)
+    assert code == 3
+
+
+def test_training_into_a_taken_folder_is_refused(model: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (model / "model.safetensors").read_bytes()
+    code, _, err = run(capsys, "train", photos, "-o", model)
+    assert code in (1, 2)
+    assert "--resume" in err
+    assert (model / "model.safetensors").read_bytes() == before
+    code, out, _ = run(capsys, "train", photos, "-o", model, "--resume", "--json")
+    assert code == 0
+    assert json.loads(out)["epochs"] == 2
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "doctor")
+    assert code == 0
+    assert f"numpy         {np.__version__}" in out
+    facts = json.loads(run(capsys, "doctor", "--json")[1])
+    assert facts["cores"] >= 1
+    assert facts["memory_bytes"] > 1 << 28
+
+
+# ---------------------------------------------------------------------------------------------- errors and exit codes
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "text"),
+    [
+        (["cost", "v3"], 2, "invalid choice: 'v3'"),
+        (["cost", "v2", "--alpha", "-1"], 2, "alpha: got -1.0"),
+        (["cost", "v2", "--resolution", "31"], 2, "resolution: got 31"),
+        (["cost", "v2", "--resolution", "1x2x3"], 2, "--resolution"),
+        (["cost", "v2", "--source", "kears"], 2, "kears"),
+        (["choose", "--macs", "lots"], 2, "lots"),
+        (["choose", "--macs", "1"], 4, "MobileNetV1 alpha 0.1"),
+        (["predict", "no-such-folder", "x.jpg"], 3, "no-such-folder"),
+        (["data", "check", "no-such-folder"], 3, "no-such-folder"),
+        (["train", "no-such-folder", "-o", "out"], 3, "no-such-folder"),
+        (["trian"], 2, "invalid choice: 'trian'"),
+        ([], 2, "COMMAND"),
+    ],
+)
+def test_bad_input_gets_a_clear_error(
+    argv: list[str],
+    code: int,
+    text: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found, out, err = run(capsys, *argv)
+    assert (found, out) == (code, "")
+    assert text in err
+    assert "Traceback" not in err
+
+
+def test_an_error_with_json_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "cost", "v2", "--alpha", "0", "--json")
+    assert json.loads(out) == {"error": json.loads(out)["error"], "exit_code": code}
+    assert code == 2
+    assert json.loads(out)["error"] in err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(KeyboardInterrupt(), 130), (MemoryError("x"), 1), (OSError(28, "disk full"), 1), (MobileNetError("x"), 1)],
+)
+def test_exit_codes_of_what_can_happen(
+    error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr("mobilenet.doctor.examine", fail)
+    assert run(capsys, "doctor")[0] == code
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    command = f"{sys.executable} -m mobilenet choose | head -1"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# ---------------------------------------------------------------------------------------------- the door
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "--version") == (0, f"mobilenet {mobilenet.__version__}\n", "")
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_teaches(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, name, "--help")
+    assert code == 0
+    assert cli.COMMANDS[name].example in out
+
+
+def test_every_example_in_the_help_parses() -> None:
+    for command in cli.COMMANDS.values():
+        argv = command.example.split()[1:]
+        assert cli._parser(argv).parse_args(argv).run is command.run
+
+
+def test_starting_imports_no_more_than_it_needs() -> None:
+    code = (
+        "import sys; from mobilenet.cli import main; main(['cost', 'v2']); print(sorted(sys.modules), file=sys.stderr)"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+    assert "'mobilenet.cost'" in loaded
+    assert not any(f"'{name}'" in loaded for name in ("numpy", "PIL", "torch", "asyncio"))
