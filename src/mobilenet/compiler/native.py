@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import integer
+from ..common.checks import integer
 from ..errors import UsageError
 from ..weights import fold
 from . import store

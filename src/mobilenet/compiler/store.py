@@ -14,8 +14,8 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from ..common.files import read_regular, write_atomic
 from ..errors import DataError, MobileNetError
-from ..files import read_regular, write_atomic
 from .kernel import Kernel
 from .targets import Target
 
