@@ -1,0 +1,43 @@
+"""What a kernel is to the rest of the compiler: frozen facts that name it, and a function that writes its code."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from .ir import Code
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Kernel(ABC):
+    """Is the constants of one kernel. Its repr is its name: equal kernels share their code."""
+
+    @property
+    @abstractmethod
+    def parameters(self) -> int:
+        """Floats that it reads of its parameters."""
+
+    @abstractmethod
+    def emit(self, code: "Code") -> None:
+        """Writes the kernel."""
+
+
+def whole(channels: int, lanes: int) -> int:
+    """Returns the channels that are stored: whole vectors, so that no kernel has a rest of channels to deal with.
+
+    The channels beyond are zeros from the weights on: padded weights and biases are zeros, every activation of 0 is 0,
+    and a sum of zeros is 0.
+    """
+    return -(-channels // lanes) * lanes
+
+
+def pad(array: Floats, axis: int, size: int) -> Floats:
+    """Returns the array with zeros behind it up to `size` in one axis."""
+    pads = [(0, 0)] * array.ndim
+    pads[axis] = (0, size - array.shape[axis])
+    return np.pad(array, pads)

@@ -1,0 +1,73 @@
+"""A network as stages: what one kernel computes, with the rows of its input that rows of its output are made from."""
+
+from dataclasses import dataclass
+
+from ..arch import Layer, Network
+from .kernel import whole
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Is a layer, or the scaling of rows that comes before a standard convolution.
+
+    Attributes:
+        layer: the layer.
+        scales: whether this is the scaling of the layer's input.
+        pitch: floats in a row of the output as it is stored: whole vectors of channels.
+    """
+
+    layer: Layer
+    scales: bool
+    pitch: int
+
+    @property
+    def name(self) -> str:
+        """Unique: the layer's, with a mark for the scaling."""
+        return f"{self.layer.name}:rows" if self.scales else self.layer.name
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether it can be done a few rows at a time."""
+        return self.layer.kind in ("conv", "depthwise", "pointwise")
+
+    @property
+    def reads_through(self) -> bool:
+        """Whether rows of the input are read as one piece of memory, not each by its own address."""
+        return self.scales or self.layer.kind == "pointwise"
+
+    @property
+    def rows(self) -> int:
+        """Rows of the output."""
+        return (self.layer.input if self.scales else self.layer.output).height
+
+    @property
+    def size(self) -> int:
+        """Floats of the whole output."""
+        return self.rows * self.pitch
+
+    def needs(self, begin: int, end: int) -> tuple[int, int]:
+        """Returns the rows of the input, first and after the last, that rows begin..end of the output are made from."""
+        if self.reads_through:
+            return begin, end
+        if not self.by_rows:
+            return 0, self.layer.input.height
+        layer, top = self.layer, self.layer.padding[0][0]
+        return max(begin * layer.stride - top, 0), min(
+            (end - 1) * layer.stride - top + layer.kernel, layer.input.height
+        )
+
+
+def stages(network: Network, lanes: int) -> list[Stage]:
+    """Returns the stages of a network in the order of computation."""
+    found: list[Stage] = []
+    for layer in network.layers:
+        if layer.kind == "conv":
+            width = sum(layer.padding[1]) + layer.input.width
+            found.append(Stage(layer, True, width * input_channels(layer, lanes)))
+        found.append(Stage(layer, False, layer.output.width * whole(layer.output.channels, lanes)))
+    return found
+
+
+def input_channels(layer: Layer, lanes: int) -> int:
+    """Returns the stored channels of a layer's input; an image's pixels are stored as they come."""
+    return layer.input.channels if layer.name == "stem" else whole(layer.input.channels, lanes)

@@ -1,0 +1,91 @@
+"""Instruction sets that code is made for: what LLVM must know of each, and which of them run here.
+
+Standard library only, so that code that has been compiled before is found and run without LLVM.
+"""
+
+import os
+import platform
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from ..errors import UsageError
+
+ENVIRONMENT = "MOBILENET_TARGET"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Is an instruction set as the compiler sees it.
+
+    Attributes:
+        name: "avx512", "avx2", "sse" or "neon".
+        machine: what `platform.machine()` says where it runs.
+        triple: of LLVM.
+        cpu: of LLVM, the least processor that has the instruction set: a level of the x86-64 psABI.
+        flags: of /proc/cpuinfo that must all be there.
+        lanes: floats in a vector.
+        registers: vectors that a kernel can hold at a time.
+    """
+
+    name: str
+    machine: str
+    triple: str
+    cpu: str
+    flags: frozenset[str]
+    lanes: int
+    registers: int
+
+
+_V2 = frozenset({"sse4_1", "sse4_2", "ssse3", "popcnt", "cx16"})
+_V3 = _V2 | {"avx", "avx2", "fma", "f16c", "bmi1", "bmi2", "movbe", "abm"}
+_V4 = _V3 | {"avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512cd"}
+_LINUX = "x86_64-unknown-linux-gnu"
+
+# Best first: the first that runs is taken.
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("avx512", "x86_64", _LINUX, "x86-64-v4", _V4, 16, 32),
+        Target("avx2", "x86_64", _LINUX, "x86-64-v3", frozenset(_V3), 8, 16),
+        Target("sse", "x86_64", _LINUX, "x86-64", frozenset(), 4, 16),
+        Target("neon", "aarch64", "aarch64-unknown-linux-gnu", "generic", frozenset({"asimd"}), 4, 32),
+    )
+}
+
+
+def runnable() -> tuple[Target, ...]:
+    """Returns the targets that this machine can run, best first; empty on a machine that none is made for."""
+    if platform.system() != "Linux":
+        return ()
+    return tuple(t for t in TARGETS.values() if t.machine == platform.machine() and t.flags <= _flags())
+
+
+def choose(name: str | None = None) -> Target:
+    """Returns the target `name`; None for the environment variable `MOBILENET_TARGET`, or else this machine's best.
+
+    Raises:
+        UsageError: the name is unknown, or this machine can't run it; says which ones it can.
+    """
+    asked, what = (name, "target") if name is not None else (os.environ.get(ENVIRONMENT), ENVIRONMENT)
+    here = runnable()
+    if not asked:
+        if not here:
+            raise UsageError(f"target: nothing is compiled for {platform.system()} on {platform.machine()} yet")
+        return here[0]
+    can = f"this machine runs {', '.join(t.name for t in here) or 'none of them'}"
+    if asked not in TARGETS:
+        raise UsageError(f"{what}: got {asked[:60]!r}, needed one of {', '.join(TARGETS)}; {can}")
+    if TARGETS[asked] not in here:
+        raise UsageError(f"{what}: {asked} does not run here; {can}")
+    return TARGETS[asked]
+
+
+@cache
+def _flags() -> frozenset[str]:
+    """Returns the processor's features that the kernel lets programs use."""
+    for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+    return frozenset()

@@ -1,0 +1,123 @@
+"""What the compiler's tests share: chains of layers that are no network, memory between pages that can't be touched."""
+
+import ctypes
+import mmap
+import random
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from mobilenet import reference
+from mobilenet.arch import Conventions, Layer, Shape
+from mobilenet.compiler import native
+from mobilenet.compiler.build import build
+from mobilenet.compiler.loader import Code
+from mobilenet.compiler.lower import lower
+from mobilenet.compiler.pack import pack
+from mobilenet.compiler.targets import Target
+from mobilenet.weights import fold
+
+EPSILON = float(np.finfo(np.float32).eps)
+SCALING = ((127.5,), (60.0,))
+_PAGE = mmap.PAGESIZE
+_kept: list[mmap.mmap] = []
+
+
+def guarded(size: int) -> np.ndarray:
+    """Returns zeros of `size` bytes with a page on both sides that no program can read or write."""
+    pages = -(-size // _PAGE)
+    memory = mmap.mmap(-1, (pages + 2) * _PAGE)
+    _kept.append(memory)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    libc = ctypes.CDLL(None, use_errno=True)
+    for page in (0, pages + 1):
+        assert libc.mprotect(ctypes.c_void_p(start + page * _PAGE), ctypes.c_size_t(_PAGE), 0) == 0
+    offset = (1 + pages) * _PAGE - size
+    return np.frombuffer(memory, np.uint8, size, offset)
+
+
+def guarded_floats(size: int) -> np.ndarray:
+    """Stands for `pack.aligned`."""
+    assert size % 64 == 0
+    return guarded(size).view(np.float32)
+
+
+def guarded_copy(array: np.ndarray) -> np.ndarray:
+    """Returns a copy that ends where a page begins that can't be read."""
+    memory = guarded(array.nbytes).view(array.dtype).reshape(array.shape)
+    memory[...] = array
+    return memory
+
+
+def conv(name: str, kind: str, source: Shape, outs: int, kernel: int, stride: int, padding: str, **more: Any) -> Layer:
+    """Returns a layer of any shape, its padding "same" or "symmetric"."""
+    sizes, pads = [], []
+    for size in source[:2]:
+        if padding == "same":
+            out = -(-size // stride)
+            before = max((out - 1) * stride + kernel - size, 0) // 2
+        else:
+            before = kernel // 2
+            out = (size + 2 * before - kernel) // stride + 1
+        sizes.append(out)
+        pads.append((before, max((out - 1) * stride + kernel - size - before, 0)))
+    return Layer(name, kind, None, source, Shape(*sizes, outs), kernel, stride, tuple(pads), bias=True, **more)
+
+
+def chain(layers: Sequence[Layer]) -> Any:
+    """Returns what the compiler and the reference need of a network."""
+    first = layers[0].input
+    return SimpleNamespace(
+        layers=tuple(layers), input=first, channels=first.channels, conventions=Conventions(scaling="inception")
+    )
+
+
+def random_tensors(network: Any, seed: int, spread: float = 1.0) -> dict[str, np.ndarray]:
+    """Returns weights whose sums keep about the size of the inputs times `spread`, and biases."""
+    generator = np.random.default_rng(seed)
+    tensors = {}
+    for layer in network.layers:
+        for name, shape in layer.tensors.items():
+            fan = np.prod(shape[:2]) if layer.kind == "depthwise" else np.prod(shape[:-1])
+            scale = 0.5 if name.endswith("bias") else spread / np.sqrt(fan)
+            tensors[name] = (generator.standard_normal(shape) * scale).astype(np.float32)
+    return tensors
+
+
+def run_chain(network: Any, tensors: Any, pixels: np.ndarray, target: Target, fuse: bool) -> np.ndarray:
+    """Compiles a chain here and runs it in guarded memory."""
+    plan = lower(network, target, fuse=fuse)
+    code = Code(*build(plan.kernels, target, workers=1))
+    tape = native._Tape(plan, code, pack(plan, fold(network, tensors), *SCALING))
+    last = network.layers[-1].output
+    results = []
+    for image in pixels:
+        out = np.full(last, np.nan, np.float32)
+        tape.play(guarded_copy(image), out)
+        results.append(out)
+    return np.array(results)
+
+
+def check_chain(layers: Sequence[Layer], target: Target, fuse: bool, seed: int, pixels: str = "uint8") -> np.ndarray:
+    """Compares a chain of layers with the reference; returns the reference's last output before the comparison."""
+    network, tensors = chain(layers), random_tensors(chain(layers), seed, spread=3.0)
+    images = np.random.default_rng(seed).integers(0, 256, (2, *network.input)).astype(pixels)
+    expected = reference.forward(network, tensors, images, scaling=SCALING)
+    allowed = reference.tolerance(network, tensors, images, EPSILON, scaling=SCALING)
+    allowed += EPSILON * np.abs(expected) * (layers[-1].adds is not None)  # should all but the sum be exact
+    found = run_chain(network, tensors, images, target, fuse).reshape(expected.shape)
+    assert np.abs(allowed).max() < 1e-2 * max(np.abs(expected).max(), 1.0), "a tolerance that would let anything pass"
+    wrong = ~(np.abs(found - expected) <= allowed)
+    where = np.argwhere(wrong)
+    assert not wrong.any(), (
+        f"{len(where)} of {wrong.size} wrong, at {where[:3].tolist()}: {found[wrong][:3]} for {expected[wrong][:3]}, "
+        f"{allowed[wrong][:3]} allowed"
+    )
+    return expected
+
+
+def pick(seed: int) -> random.Random:
+    """Returns a generator of choices."""
+    return random.Random(seed)

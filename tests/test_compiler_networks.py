@@ -1,0 +1,162 @@
+"""Whole networks as machine code: the reference's logits on every instruction set, bit by bit the same in any batch."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mobilenet
+from compiler_tools import EPSILON, guarded_floats
+from members import DEEP, random_members
+from mobilenet import reference
+from mobilenet.arch import SCALINGS, Network, v1, v2
+from mobilenet.compiler import native, pack, store
+from mobilenet.compiler.native import NativeEngine
+from mobilenet.compiler.targets import Target, runnable
+from mobilenet.cost import cost
+from mobilenet.errors import UsageError
+from mobilenet.model import Model, create
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(store.ENVIRONMENT, str(tmp_path_factory.getbasetemp() / "code"))
+    for module in (native, pack):
+        monkeypatch.setattr(module, "aligned", guarded_floats)
+
+
+@pytest.fixture(params=runnable(), ids=lambda target: target.name)
+def target(request: pytest.FixtureRequest) -> Target:
+    return request.param
+
+
+def members() -> list[Network]:
+    """Returns random members that one core computes in a moment with numpy in float64."""
+    found = [
+        m
+        for m in random_members(31, 100)
+        if cost(m).macs < 3e7
+        and max(m.height, m.width) < 200
+        and len(SCALINGS[m.conventions.scaling][0]) in (1, m.channels)
+    ]
+    return found[: 200 if DEEP else 3]
+
+
+def trained(network: Network, seed: int) -> Model:
+    """Returns a model whose batch norm is no identity, as after training."""
+    model = create(network, seed=seed)
+    generator = np.random.default_rng(seed)
+    for name, tensor in model.tensors.items():
+        part = name.rpartition(".")[2]
+        if part in ("beta", "mean", "bias"):
+            tensor += generator.normal(0, 0.3, tensor.shape).astype(np.float32)
+        elif part in ("gamma", "variance"):
+            tensor *= generator.uniform(0.5, 1.5, tensor.shape).astype(np.float32)
+    return model
+
+
+def images(network: Network, count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, *network.input), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("number", range(200 if DEEP else 3))
+def test_random_members_give_the_references_logits(target: Target, number: int) -> None:
+    network = members()[number]
+    model = trained(network, number)
+    pixels = images(network, number % (33 if DEEP else 2) + 1, number)
+    expected = reference.forward(network, model.tensors, pixels)
+    allowed = reference.tolerance(network, model.tensors, pixels, EPSILON) + EPSILON * np.abs(expected)
+    found = NativeEngine(model, 1, target=target.name, fuse=number % 2 == 0)(pixels)
+    assert found.dtype == np.float32
+    assert found.shape == expected.shape
+    assert (np.abs(found - expected) <= allowed).all()
+
+
+def test_results_are_the_same_however_they_are_computed() -> None:
+    """Bit by bit: for any batch, thread count, type of pixels, memory layout, and with or without strips."""
+    model = trained(v2(0.35, (65, 97), 7), 0)
+    pixels = images(model.network, 5)
+    whole = NativeEngine(model, 1)(pixels)
+    plain = NativeEngine(model, 1, fuse=False)
+    threaded = NativeEngine(model, 3)
+    assert np.array_equal(plain(pixels), whole)
+    assert np.array_equal(threaded(pixels), whole)
+    assert np.array_equal(threaded(pixels.astype(np.float32)), whole)
+    assert np.array_equal(np.concatenate([plain(pixels[:1]), plain(pixels[1:3]), plain(pixels[3:])]), whole)
+    assert np.array_equal(plain(np.asfortranarray(pixels)), whole)
+    assert plain(pixels[:0]).shape == (0, 7)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 5])
+def test_one_image_over_threads_is_the_same(threads: int) -> None:
+    """Bit by bit: V2 with strips and with layers split by channels, and V1, whose last layers are a few pixels."""
+    for network in (v2(0.5, (160, 129), 70), v1(0.5, (128, 150), 9), v2(0.35, 64, 5, separable=False)):
+        model = trained(network, threads)
+        pixels = images(network, 1, threads)
+        assert np.array_equal(NativeEngine(model, threads)(pixels), NativeEngine(model, 1)(pixels))
+
+
+def test_an_engine_goes_on_in_a_fork() -> None:
+    code = (
+        "import os, sys, numpy, mobilenet\n"
+        "from mobilenet.compiler.native import NativeEngine\n"
+        "engine = NativeEngine(mobilenet.create(mobilenet.v1(0.1, 32, 3)), 2)\n"
+        "pixels = numpy.arange(3072, dtype=numpy.uint8).reshape(1, 32, 32, 3)\n"
+        "before = engine(pixels)\n"
+        "if not (child := os.fork()):\n"
+        "    os._exit(0 if numpy.array_equal(engine(pixels), before) else 9)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
+    )
+    paths = os.pathsep.join(str(path.parent) for path in map(Path, mobilenet.__path__))
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": paths}, check=True, timeout=60)
+
+
+def test_one_engine_in_several_threads() -> None:
+    model = create(v1(0.25, 64, 5), seed=1)
+    engine = NativeEngine(model, 2)
+    batches = [images(model.network, 3, seed) for seed in range(6)]
+    expected = [engine(batch) for batch in batches]
+    wrong = []
+
+    def run(first: int) -> None:
+        for n in range(30):
+            index = (first + n) % len(batches)
+            if not np.array_equal(engine(batches[index]), expected[index]):
+                wrong.append(index)
+
+    threads = [threading.Thread(target=run, args=(first,)) for first in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_wrong_pixels_are_refused() -> None:
+    engine = NativeEngine(create(v1(0.1, 32, 3)), 1)
+    for pixels in (np.zeros((1, 32, 31, 3), np.uint8), np.zeros((1, 32, 32, 3)), [[0]]):
+        with pytest.raises(UsageError, match=r"needed uint8 or float32 \[N, 32, 32, 3\]"):
+            engine(pixels)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="pixels\\[None\\]"):
+        engine(np.zeros((32, 32, 3), np.uint8))
+    with pytest.raises(UsageError, match="threads: got 0"):
+        NativeEngine(create(v1(0.1, 32, 3)), 0)
+
+
+def test_a_warm_start_needs_neither_llvm_nor_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys, numpy, mobilenet\n"
+        "from mobilenet.compiler.native import NativeEngine\n"
+        "engine = NativeEngine(mobilenet.create(mobilenet.v1(0.1, 32, 3)), 1)\n"
+        "engine(numpy.zeros((1, 32, 32, 3), numpy.uint8))\n"
+        "print('llvmlite' in sys.modules, 'torch' in sys.modules)"
+    )
+    paths = os.pathsep.join(str(path.parent) for path in map(Path, mobilenet.__path__))
+    environment = os.environ | {store.ENVIRONMENT: str(tmp_path), "PYTHONPATH": paths}
+    command = [sys.executable, "-W", "error", "-c", code]
+    outs = [subprocess.run(command, env=environment, capture_output=True, text=True, check=True) for _ in range(2)]
+    assert [out.stdout.split() for out in outs] == [["True", "False"], ["False", "False"]]

@@ -1,0 +1,255 @@
+"""The compiler's parts by themselves: targets, schedule, memory, linking, the cache on disk, the loader."""
+
+import os
+import random
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from members import random_members
+from mobilenet.arch import v1, v2
+from mobilenet.compiler import build, link, loader, schedule, store, targets
+from mobilenet.compiler.lower import lower
+from mobilenet.compiler.matrix import tile_shape
+from mobilenet.compiler.memory import ALIGNMENT, Buffer, place
+from mobilenet.compiler.pointwise import Pointwise
+from mobilenet.compiler.stages import stages
+from mobilenet.compiler.targets import TARGETS, choose
+from mobilenet.errors import MobileNetError, UsageError
+
+KERNEL = Pointwise(5, 8, 32, 2, "relu6", False, 2, 2, 0)
+
+# Its block 0 adds the stem's output, which must therefore be kept whole.
+NARROW = v2(0.05, (500, 480), conventions="torchvision")
+
+
+# ---------------------------------------------------------------------------------------------------------- targets
+
+
+def test_a_target_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(targets.ENVIRONMENT, raising=False)
+    here = targets.runnable()
+    assert choose() == here[0]
+    for target in here:
+        assert choose(target.name) == target
+        monkeypatch.setenv(targets.ENVIRONMENT, target.name)
+        assert choose() == target
+    monkeypatch.setenv(targets.ENVIRONMENT, "mmx")
+    with pytest.raises(UsageError, match="MOBILENET_TARGET: got 'mmx', needed one of avx512, avx2, sse, neon"):
+        choose()
+
+
+def test_a_target_that_can_not_run_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(targets, "_flags", lambda: frozenset({"sse2"}))
+    assert [target.name for target in targets.runnable()] == ["sse"]
+    with pytest.raises(UsageError, match="target: avx2 does not run here; this machine runs sse"):
+        choose("avx2")
+    monkeypatch.setattr(targets.platform, "system", lambda: "Plan9")
+    with pytest.raises(UsageError, match="nothing is compiled for Plan9"):
+        choose("")
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.name)
+def test_a_tile_fits_in_the_registers(target: targets.Target) -> None:
+    for pixels in (1, 2, 7, 49, 12544):
+        for vectors in (1, 2, 3, 6, 20):
+            high, wide = tile_shape(target, pixels, (pixels,), vectors, 96)
+            assert 1 <= high <= pixels
+            assert 1 <= wide <= vectors
+            assert high * wide + wide + 1 <= target.registers
+    assert tile_shape(TARGETS["avx512"], 196, (196,), 24, 64)[0] > 6
+
+
+# ------------------------------------------------------------------------------------------- schedule and memory
+
+
+def test_every_row_is_computed_once_and_read_while_it_is_kept() -> None:
+    """Plays the calls of every group on rings that remember which row they hold."""
+    fused = 0
+    for network in (v2(1.0, (224, 190)), v1(0.5, 224), v2(1.0, 160, separable=False), NARROW, *random_members(5, 10)):
+        for threads in (1, 2, 3):
+            for group in schedule.groups(stages(network, 16), threads=threads):
+                fused += len(group.stages) > 1
+                added = {layer.adds for layer in network.layers}
+                assert not any(stage.layer.name in added and not stage.scales for stage in group.stages[:-1])
+                computed: list[int] = []
+                for part in group.parts:
+                    held: list[dict[int, int]] = [{} for _ in group.stages]
+                    for call in part:
+                        stage, ring = group.stages[call.stage], group.rings[call.stage]
+                        assert call.begin % ring + call.end - call.begin <= ring, "rows of a call lie together"
+                        if call.stage and stage.reads_through:
+                            kept = group.rings[call.stage - 1]
+                            assert call.begin % kept + call.end - call.begin <= kept, "and so do those that it reads"
+                        for row in range(*stage.needs(call.begin, call.end)) if call.stage else ():
+                            assert held[call.stage - 1][row % group.rings[call.stage - 1]] == row
+                        held[call.stage] |= {row % ring: row for row in range(call.begin, call.end)}
+                        if call.stage == len(group.stages) - 1:
+                            computed += range(call.begin, call.end)
+                assert computed == list(range(group.stages[-1].rows))
+                assert group.rings[-1] == group.stages[-1].rows
+    assert fused > 5
+
+
+def test_buffers_alive_together_share_nothing() -> None:
+    generator = random.Random(0)
+    for _ in range(50):
+        buffers = []
+        for number in range(generator.randint(1, 30)):
+            first = generator.randint(0, 10)
+            buffers.append(Buffer(str(number), generator.randint(1, 9999), first, generator.randint(first, 12)))
+        offsets, size = place(buffers)
+        for one in buffers:
+            assert offsets[one.name] % ALIGNMENT == 0
+            assert offsets[one.name] + one.bytes <= size
+            for other in buffers:
+                if one is not other and one.first <= other.last and other.first <= one.last:
+                    low, high = offsets[one.name], offsets[other.name]
+                    assert low + one.bytes <= high or high + other.bytes <= low
+    assert place([Buffer("a", 64, 0, 1), Buffer("b", 64, 2, 3)])[1] == 64
+
+
+def test_strips_need_less_memory() -> None:
+    network = v2(1.0, 224)
+    plans = [lower(network, TARGETS["avx512"], fuse=fuse) for fuse in (False, True)]
+    assert plans[1].arena < plans[0].arena / 3
+    assert max(step.begin for step in plans[0].parts[0] if step) == 0
+
+
+# ---------------------------------------------------------------------------------------------------------- linking
+
+
+def module(text: str) -> bytes:
+    header = f'target triple = "{TARGETS["sse"].triple}"\n'
+    return build.compile_text(header + text, TARGETS["sse"])
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.name)
+def test_every_target_links_to_one_image(target: targets.Target) -> None:
+    image, functions = build.build([KERNEL, replace(KERNEL, adds=True)], target, workers=1)
+    assert set(functions) == {"drive", "wait", repr(KERNEL), repr(replace(KERNEL, adds=True))}
+    assert len(set(functions.values())) == 4
+    assert all(0 <= offset < len(image) for offset in functions.values())
+
+
+def test_objects_that_need_more_are_refused() -> None:
+    cases = {
+        "needs sin": "declare double @sin(double)\n"
+        "define double @f(double %x) { %y = call double @sin(double %x)\n ret double %y }",
+        "data that can be written": "@g = global i32 5\ndefine ptr @f() { ret ptr @g }",
+        "its function is missing": "define void @g() { ret void }",
+    }
+    for message, text in cases.items():
+        with pytest.raises(MobileNetError, match=f"the object file of f: .*{message}"):
+            link.link([("f", module(text))])
+
+
+def test_damaged_objects_are_refused() -> None:
+    whole = module("define void @f() { ret void }")
+    assert link.link([("f", whole)])[1] == [0]
+    with pytest.raises(MobileNetError, match="no ELF file"):
+        link.link([("f", b"MZ" + whole)])
+    for size in (10, 50, len(whole) // 2):
+        with pytest.raises(MobileNetError, match="the object file of f"):
+            link.link([("f", whole[:size])])
+
+
+def test_workers_give_the_same_code() -> None:
+    kernels = [replace(KERNEL, inputs=n) for n in range(1, 17)]
+    target = targets.runnable()[0]
+    assert build.build(kernels, target, workers=2) == build.build(kernels, target, workers=1)
+
+
+def test_a_worker_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(build, "_environment", lambda: os.environ | {"PYTHONPATH": "/nowhere"})
+    monkeypatch.setattr(build.sys, "executable", "/bin/false")
+    with pytest.raises(MobileNetError, match="a worker process ended with exit code 1"):
+        build.build([replace(KERNEL, inputs=n) for n in range(1, 17)], targets.runnable()[0], workers=2)
+
+
+def test_assembly_is_there_to_be_read() -> None:
+    assert "vfmadd" in build.assembly(KERNEL, TARGETS["avx2"])
+    assert "zmm" in build.assembly(KERNEL, TARGETS["avx512"])
+    assert "fmla" in build.assembly(KERNEL, TARGETS["neon"])
+
+
+# ------------------------------------------------------------------------------------------------ cache and loader
+
+IMAGE = (b"code" * 100, {"a": 0, "b": 17})
+
+
+def test_code_is_kept_and_private(tmp_path: Path) -> None:
+    where = tmp_path / "x" / "code"
+    assert store.read("k", where) is None
+    assert store.write("k", IMAGE, where)
+    assert store.read("k", where) == IMAGE
+    assert stat.S_IMODE(where.stat().st_mode) == 0o700
+    assert stat.S_IMODE((where / "k").stat().st_mode) == 0o600
+
+
+def test_code_that_is_not_as_it_was_written_is_not_used(tmp_path: Path) -> None:
+    where = tmp_path / "code"
+    store.write("k", IMAGE, where)
+    whole = (where / "k").read_bytes()
+    for n in range(0, len(whole), 13):
+        (where / "k").write_bytes(whole[:n] + bytes([whole[n] ^ 1]) + whole[n + 1 :])
+        assert store.read("k", where) is None
+    for size in (0, 31, 32, 39, len(whole) - 1):
+        (where / "k").write_bytes(whole[:size])
+        assert store.read("k", where) is None
+
+
+def test_code_that_others_could_have_written_is_not_used(tmp_path: Path) -> None:
+    where = tmp_path / "code"
+    store.write("k", IMAGE, where)
+    (where / "k").chmod(0o602)
+    assert store.read("k", where) is None
+    (where / "k").chmod(0o600)
+    assert store.read("k", where) == IMAGE
+    where.chmod(0o777)
+    assert store.read("k", where) is None
+    assert not store.write("other", IMAGE, where)
+    where.chmod(0o700)
+    (where / "link").symlink_to(where / "k")
+    assert store.read("link", where) is None
+
+
+def test_a_cache_that_can_not_be_written_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert not store.write("k", IMAGE, tmp_path / "file")
+
+
+def test_the_key_is_of_everything_the_code_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    avx2, sse = TARGETS["avx2"], TARGETS["sse"]
+    keys = {store.key([KERNEL], avx2), store.key([KERNEL], sse), store.key([replace(KERNEL, inputs=6)], avx2)}
+    assert len(keys) == 3
+    assert store.key([KERNEL], avx2) in keys
+    monkeypatch.setattr(store, "_compiler", lambda: "another")
+    assert store.key([KERNEL], avx2) not in keys
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(store.ENVIRONMENT, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert store.folder() == tmp_path / "mobilenet" / "code"
+    monkeypatch.setenv(store.ENVIRONMENT, "/elsewhere")
+    assert store.folder() == Path("/elsewhere")
+
+
+def test_a_function_outside_the_image_is_refused() -> None:
+    with pytest.raises(MobileNetError, match="'b' is outside of its 400 bytes"):
+        loader.Code(IMAGE[0], {"a": 0, "b": 400})
+
+
+def test_code_is_never_writable_and_executable() -> None:
+    code = loader.Code(*IMAGE)
+    start = code.address["a"]
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        low, high = (int(part, 16) for part in line.split()[0].split("-"))
+        if low <= start < high:
+            assert line.split()[1] == "r-xp"
+            return
+    raise AssertionError("the code is not mapped")
