@@ -42,6 +42,11 @@ def test_only_training_imports_torch() -> None:
     assert all(name.startswith("training/") or name == "doctor.py" for name in users), users
 
 
+def test_only_the_compiler_imports_llvmlite() -> None:
+    users = {path.relative_to(SOURCE).as_posix() for path in MODULES if "llvmlite" in imported(path)}
+    assert users == {"compiler/build.py", "compiler/ir.py"}
+
+
 def test_importing_mobilenet_and_predicting_need_no_torch() -> None:
     code = (
         "import sys, mobilenet; assert 'numpy' not in sys.modules\n"
