@@ -104,6 +104,48 @@ def test_evaluate_gate(model: Path, photos: Path, capsys: pytest.CaptureFixture[
     assert "top-1" in out
 
 
+def test_evaluate_gate_is_one_document(model: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "evaluate", model, photos, "--no-report", "--min-top1", 1.5, "--json")
+    assert code == 4
+    assert json.loads(out)["split"] == "val"
+    assert "below the 1.5" in err
+
+
+def test_an_error_in_the_stream_of_paths_ends_the_document(
+    model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(capsys, "predict", model, photos / "dark" / "0.png", f"@{tmp_path / 'none.txt'}", "--json")
+    assert code != 0
+    assert "none.txt" in err
+    assert "none.txt" in json.loads(out)["error"]
+
+
+def test_a_model_folder_within_the_photos_is_refused(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "train", photos, "-o", photos / "model")
+    assert code == 2
+    assert "lies in the data set" in err
+    assert not (photos / "model").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "demo"])
+def test_without_torch_it_says_what_to_install(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    argv = ["train", tmp_path, "-o", tmp_path / "m"] if command == "train" else ["demo", "-o", tmp_path / "d"]
+    code, _, err = run(capsys, *argv)
+    assert code == 1
+    assert "pip install 'mobilenet[train]'" in err
+
+
+def test_the_demo_leaves_other_peoples_folders_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "photos" / "mine").mkdir(parents=True)
+    code, _, err = run(capsys, "demo", "-o", tmp_path)
+    assert code == 3
+    assert "--output" in err
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["mine"]
+
+
 def test_predict(model: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "predict", model, photos / "dark", "--format", "jsonl", "--top", 1)
     rows = [json.loads(line) for line in out.splitlines()]
@@ -165,7 +207,9 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
         (["cost", "v3"], 2, "invalid choice: 'v3'"),
         (["cost", "v2", "--alpha", "-1"], 2, "alpha: got -1.0"),
         (["cost", "v2", "--resolution", "31"], 2, "resolution: got 31"),
-        (["cost", "v2", "--resolution", "1x2x3"], 2, "--resolution"),
+        (["cost", "v2", "--resolution", "1x2x3"], 2, "got '1x2x3', needed N or HxW in pixels"),
+        (["choose", "--limit", "0"], 2, "limit: got 0"),
+        (["predict", "m", "p", "--csv"], 2, "--csv"),
         (["cost", "v2", "--source", "kears"], 2, "kears"),
         (["choose", "--macs", "lots"], 2, "lots"),
         (["choose", "--macs", "1"], 4, "MobileNetV1 alpha 0.1"),
@@ -196,6 +240,11 @@ def test_an_error_with_json_is_one_document(capsys: pytest.CaptureFixture[str]) 
     assert json.loads(out) == {"error": json.loads(out)["error"], "exit_code": code}
     assert code == 2
     assert json.loads(out)["error"] in err
+
+
+def test_a_usage_error_with_json_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "cost", "v2", "--json", "--alhpa", "0")
+    assert json.loads(out)["exit_code"] == code == 2
 
 
 @pytest.mark.parametrize(

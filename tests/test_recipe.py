@@ -164,6 +164,7 @@ def test_the_learning_rate_rises_and_falls_to_nothing(steps: int, train: int) ->
     assert peak <= max(1, steps // 20)
     assert rates == sorted(rates[:peak]) + sorted(rates[peak:], reverse=True)
     if steps >= 100:
+        assert rates[0] == pytest.approx(0.4 / (steps // 20))
         assert 0 < rates[-1] < 0.4 * 1e-3
 
 

@@ -101,6 +101,7 @@ def choose(
 
 def choose_table(candidates: Sequence[Candidate], limit: int = 20) -> str:
     """Returns the first `limit` candidates as a plain table; a star marks the Pareto front of top-1 over macs."""
+    integer("limit", limit, 1, 2**31)
     rows = [
         (
             f"{c.network.family} {c.network.alpha:g} {c.network.height}",

@@ -6,6 +6,7 @@ what it needs, so that `cost` starts without numpy and `predict` without torch.
 """
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .errors import GateError, MobileNetError
+from .errors import GateError, MobileNetError, UsageError
 
 Arguments = argparse.Namespace
 
@@ -33,9 +34,14 @@ class Command:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv` (default: the process's) and returns the exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character shows its number
+            stream.reconfigure(errors="backslashreplace")
     try:
         args = _parser(given).parse_args(given)
     except SystemExit as stop:  # argparse has printed its help or error
+        if stop.code and "--json" in given:
+            print(json.dumps({"error": "usage: see stderr", "exit_code": stop.code}))
         return int(stop.code or 0)
     try:
         return int(args.run(args))
@@ -92,9 +98,11 @@ def _emit(args: Arguments, document: Any, text: str) -> None:
 
 
 def _network_arguments(parser: argparse.ArgumentParser) -> None:
+    from .training.settings import sides
+
     parser.add_argument("family", choices=("v1", "v2"), help="which of the two families")
     parser.add_argument("--alpha", type=float, default=1.0, help="width multiplier (default 1)")
-    parser.add_argument("--resolution", type=_resolution, default=224, metavar="N|HxW", help="input size (default 224)")
+    parser.add_argument("--resolution", type=sides, default=224, metavar="N|HxW", help="input size (default 224)")
     parser.add_argument("--classes", type=int, help="outputs of the classifier (default 1000, or the source's 1001)")
     parser.add_argument("--channels", type=int, default=3, help="input channels (default 3)")
     parser.add_argument("--no-top", action="store_true", help="without pooling and classifier")
@@ -102,13 +110,6 @@ def _network_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--downsampling", type=int, default=32, help="32 as the papers; 8 suits 32x32 photos")
     parser.add_argument("--standard", action="store_true", help="the twin made of standard convolutions")
     parser.add_argument("--source", default="paper", help="whose conventions: paper, keras, torchvision, timm, slim, …")
-
-
-def _resolution(text: str) -> int | tuple[int, int]:
-    sides = [int(side) for side in text.lower().split("x")]
-    if len(sides) > 2:
-        raise ValueError(text)
-    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
 def _network(args: Arguments) -> Any:
@@ -203,12 +204,20 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(args: Arguments) -> int:
+    _need_torch()
     from .training.settings import settings_from
     from .training.train import train
 
     result = train(args.photos, args.output, settings_from(args), start_from=args.start_from, resume=args.resume)
     _emit(args, result.to_dict(), str(result))
     return 0
+
+
+def _need_torch() -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("torch") is None:
+        raise MobileNetError("training needs torch, which is not installed: pip install 'mobilenet[train]'")
 
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -240,8 +249,12 @@ def _evaluate(args: Arguments) -> int:
         found.to_dict() | {"report": report and str(report)},
         f"{found}\n" + (f"report: {report}" if report else ""),
     )
+    for note in found.notes:
+        print(f"mobilenet evaluate: {note}", file=sys.stderr)
     if args.min_top1 is not None and found.top1 < args.min_top1:
-        raise GateError(f"top-1 is {found.top1:.4f}, below the {args.min_top1} that --min-top1 asks for")
+        missed = GateError(f"top-1 is {found.top1:.4f}, below the {args.min_top1} that --min-top1 asks for")
+        print(f"mobilenet evaluate: {missed}", file=sys.stderr)  # not raised: the document on stdout is complete
+        return missed.exit_code
     return 0
 
 
@@ -249,15 +262,20 @@ def _predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="model folder")
     parser.add_argument("paths", nargs="+", metavar="PATH", help="photos, folders, globs, @list.txt, or - for stdin")
     parser.add_argument("--top", type=int, default=5, help="labels a photo (default 5)")
-    parser.add_argument("--format", choices=("table", "jsonl", "csv"), default="table", help="default table")
+    parser.add_argument("--format", choices=("table", "jsonl", "csv"), help="default table")
 
 
 def _predict(args: Arguments) -> int:
     from .evaluation.predict import photo_paths, predict_paths, write_rows
     from .model import load
 
+    if args.json and args.format:
+        raise UsageError(
+            f"format: got {args.format!r} with --json, which is a format of its own; leave one of them out"
+        )
     rows = predict_paths(load(args.model), photo_paths(args.paths), top=args.top)
-    failures = write_rows(rows, "json" if args.json else args.format, sys.stdout)
+    json_wanted, args.json = args.json, False  # an error in the stream ends that document itself
+    failures = write_rows(rows, "json" if json_wanted else args.format or "table", sys.stdout)
     return 3 if failures else 0
 
 
@@ -275,6 +293,7 @@ def _demo_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(args: Arguments) -> int:
+    _need_torch()
     from .demo import demo
 
     document, text = demo(args.output)

@@ -29,6 +29,10 @@ def write_photos(folder: Path) -> int:
     return index + 1
 
 
+def _others(folder: Path, known: set[str]) -> bool:
+    return folder.exists() and any(path.name not in known for path in folder.iterdir())
+
+
 def demo(output: Path) -> tuple[dict[str, Any], str]:
     """Trains, evaluates and predicts on the digits, in the folder `output`; a second call goes on where one stopped.
 
@@ -47,7 +51,7 @@ def demo(output: Path) -> tuple[dict[str, Any], str]:
     from .training.train import train
 
     photos, model_folder, report = output / "photos", output / "model", output / "report.html"
-    if output.exists() and any(output.iterdir()) and not photos.is_dir():
+    if _others(output, {"photos", "model", "report.html"}) or _others(photos, {"train", "test"}):
         raise DataError(f"{output}: holds something else than the demo; give another folder with --output")
     count = write_photos(photos)
     train(photos, model_folder, Settings(alpha=0.35, epochs=12, augment="light", seed=1), resume=True)

@@ -95,6 +95,8 @@ def _memory() -> int:
 def _gpu() -> str | None:
     if not _version("torch"):
         return None
-    import torch
-
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return f"unknown, torch can't be loaded: {error}"
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None

@@ -70,7 +70,7 @@ def evaluate(
             results += score([p.path for p in good], [p.label for p in good], engine(np.stack(pixels)))
         if progress:
             progress(len(results) + len(broken), len(chosen))
-    return Evaluation(known.root, model.labels, name, tuple(results), tuple(broken))
+    return Evaluation(known.root, model.labels, name, tuple(results), tuple(broken), known.notes)
 
 
 def _known(model: Model, photos: Dataset | Path | str, split_file: Path | None) -> Dataset:

@@ -94,6 +94,7 @@ class Evaluation:
         split: "train", "val", "test" or "all".
         results: one for each photo that could be read, in the order of the data set; at least one.
         broken: the photos that could not be read, each with the reason.
+        notes: what was remarkable when the data set was read.
     """
 
     root: Path
@@ -101,6 +102,7 @@ class Evaluation:
     split: str
     results: tuple[Result, ...]
     broken: tuple[SetAside, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def top1(self) -> float:
@@ -215,6 +217,7 @@ class Evaluation:
             "split": self.split,
             "photos": len(self.results),
             "broken": [photo._asdict() for photo in self.broken],
+            "notes": list(self.notes),
             "top1": self.top1,
             "top1_interval_95": list(self.interval),
             "top5": self.top5,

@@ -235,7 +235,12 @@ def write_rows(rows: Iterable[Row], format: Format, out: TextIO) -> int:
             failed += row.error is not None
             yield row
 
-    writer(counted(), out)
+    try:
+        writer(counted(), out)
+    except BaseException as error:
+        if format == "json":  # still one document
+            out.write(f'\n], "failed": {failed}, "error": {json.dumps(str(error) or "interrupted")}}}\n')
+        raise
     if format == "json":
         out.write(f'\n], "failed": {failed}}}\n')
     return failed

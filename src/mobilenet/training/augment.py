@@ -5,8 +5,8 @@ training can be resumed anywhere. The pixels are computed by torch on whatever d
 geometry for every strength and size of photo, a window in fractions of the squashed photo:
 
     none      the window that prediction sees
-    light     a shift by up to 1/8 of the side (photos up to 64 pixels), else a crop of 70 to 100% of the area: for
-              digits, text and signs, whose mirror images mean something else
+    light     a shift by up to 1/8 of the side where prediction sees the whole photo squashed (small photos), else a
+              crop of 70 to 100% of the area: for digits, text and signs, whose mirror images mean something else
     standard  light's shift, or a crop of 35 to 100% with an aspect ratio of 3/4 to 4/3; mirrored half of the time;
               brightness, contrast and saturation changed by up to 20%
 """
@@ -26,9 +26,8 @@ from ..photos.preprocessing import Preprocessing
 Strength = Literal["none", "light", "standard"]
 STRENGTHS: tuple[Strength, ...] = get_args(Strength)
 
-SHIFTED_SIDE = 64  # photos of up to this many pixels are stored at the network's size and shifted, larger ones cropped
 SHIFT = 1 / 8
-MARGIN = 8 / 7  # larger photos are stored by this much larger than the network's input: its side over 0.875
+MARGIN = 8 / 7  # photos to crop from are stored by this much larger than the network's input: its side over 0.875
 SMALLEST_AREA = {"light": 0.7, "standard": 0.35}
 ASPECT_JITTER = {"light": 1.0, "standard": 4 / 3}
 COLOUR_JITTER = 0.2
@@ -42,7 +41,7 @@ def stored(preprocessing: Preprocessing) -> tuple[int, int]:
 
 
 def _is_shifted(preprocessing: Preprocessing) -> bool:
-    return max(preprocessing.height, preprocessing.width) <= SHIFTED_SIDE
+    return preprocessing.resize == "squash" and preprocessing.crop == 1.0
 
 
 @dataclass(frozen=True)

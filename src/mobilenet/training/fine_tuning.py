@@ -94,7 +94,10 @@ def begin(source: Source, network: Network, seed: int, keep_classifier: bool) ->
 
 @torch.no_grad()
 def frozen_features(model: TorchMobileNet, cache: Cache, plan: Plan, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Returns features [2M, C] float32 of M photos and their mirror images as prediction sees them, and labels [2M]."""
+    """Returns features [M, C] float32 of M photos as prediction sees them, and labels [M].
+
+    Where the augmentation mirrors, the photos' mirror images follow: [2M, C] and [2M].
+    """
     model.eval()
     rows = cache.index[:: max(2 * len(cache.index) * model.network.layers[-1].input.size // FEATURES_LIMIT, 1)]
     features: list[Tensor] = []
@@ -102,7 +105,7 @@ def frozen_features(model: TorchMobileNet, cache: Cache, plan: Plan, device: tor
     for part in _parts(rows):
         photos = torch.from_numpy(cache.pixels[part]).to(device)
         windows = augment.draw(np.random.default_rng(0), cache.aspect[part], plan.preprocessing, "none").windows
-        for mirror in (1, -1):
+        for mirror in (1, -1) if plan.augment == "standard" else (1,):
             packed = torch.from_numpy(windows * np.array([1, 1, mirror, 1], np.float32)).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bf16"):
                 features.append(model.pooled(augment.apply(photos, packed, plan.preprocessing)).float())

@@ -4,6 +4,7 @@ A few passes over the first micro-batch, forward and backward, are timed; they c
 Made once, when a training begins, and written down in its `run.json`.
 """
 
+import math
 import time
 from dataclasses import replace
 
@@ -23,6 +24,7 @@ PASSES = 3
 LONGEST = 4.0  # seconds for one precision, beside its first pass
 FORWARD = 1 / 3  # of a step's time goes into the forward pass, which is all of a validation
 MARGIN = 1.05
+GAIN = 0.9  # bf16 must take less than this share of f32's time
 
 
 def decide(
@@ -52,7 +54,8 @@ def decide(
         with keeping_memory():
             times = {each: _seconds(replace(plan, precision=each), model, train, group) for each in precisions}
         report("a pass over one micro-batch: " + ", ".join(f"{name} {1e3 * t:.0f} ms" for name, t in times.items()))
-        precisions = (min(times, key=lambda name: times[name]),)
+        if len(precisions) > 1:  # a clear gain alone: a choice on noise would differ from run to run
+            precisions = ("bf16",) if times["bf16"] < GAIN * times["f32"] else ("f32",)
     if plan.minutes is not None:
         batches = Batches(plan, train)
         passes = batches.per_epoch * -(-plan.micro_batches // group.size)
@@ -60,10 +63,12 @@ def decide(
         share = FORWARD * photos / len(train.index)
         epoch = MARGIN * passes * times[precisions[0]] * (1 + share)
         left = 60 * plan.minutes - (time.monotonic() - began)
-        plan = replace(plan, epochs=max(int(left / epoch), 1))
+        epochs = max(int(left / epoch), 1)
+        patience = math.ceil(epochs / 3) if settings.patience is None and plan.patience else plan.patience
+        plan = replace(plan, epochs=epochs, patience=patience)
         report(f"{plan.epochs} epochs of about {epoch:.0f} s fit into {plan.minutes:g} minutes")
-    told = group.tell([precisions[0], plan.epochs])
-    return replace(plan, precision=told[0], epochs=told[1])
+    precision, epochs, patience = group.tell([precisions[0], plan.epochs, plan.patience])
+    return replace(plan, precision=precision, epochs=epochs, patience=patience)
 
 
 def _seconds(plan: Plan, model: TorchMobileNet, train: Cache, group: Group) -> float:

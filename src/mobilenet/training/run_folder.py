@@ -1,7 +1,8 @@
 """The folder of a training: the model as soon as there is one, and beside it in `training/` all that resuming needs.
 
 OUT/                config.json, model.safetensors, README.md: the best model so far
-OUT/training/       run.json           the plan, the data, versions and machine
+OUT/training/       asked.json         what was asked for, until run.json is there
+                    run.json           the plan, the data, versions and machine
                     result.json        what it came to, once it has ended
                     split.jsonl        which photo is in which split
                     metrics.jsonl      a line an epoch
@@ -28,6 +29,8 @@ from ..data.layouts import SetAside
 from ..errors import DataError, MobileNetError, ModelError, UsageError
 from ..storage.folder import CONFIG
 from .checkpoint import remove_leftovers
+from .monitor import Report
+from .settings import Settings
 from .tally import Result
 
 FORMAT = {"format": "mobilenet-training", "version": 1}
@@ -43,6 +46,7 @@ class RunFolder:
         self.output = Path(os.path.abspath(output))
         self.training = self.output / "training"
         self.run = self.training / "run.json"
+        self.asked = self.training / "asked.json"
         self.result = self.training / "result.json"
         self.split = self.training / "split.jsonl"
         self.metrics = self.training / "metrics.jsonl"
@@ -107,6 +111,29 @@ class RunFolder:
             raise ModelError(f"{shown(self.run)}: has the keys {short(sorted(run))}, not those of this version")
         return run
 
+    def asked_for(
+        self, settings: Settings, start_from: Path | None, resume: bool, report: Report
+    ) -> tuple[Settings, Path | None]:
+        """Returns what is asked for, and keeps it until `write_run`, for a training that is interrupted before.
+
+        On resume of such a training what it was asked for holds where nothing else is asked for now.
+        """
+        if self.run.exists():
+            return settings, start_from
+        given = settings.given()
+        if resume:
+            before = _read(self.asked) or {}
+            how = "no step was done yet; beginning as it was asked for" if before else "no training yet; beginning one"
+            report(f"{shown(self.output)}: {how}")
+            kept = before.get("settings", {})
+            if isinstance(kept.get("resolution"), list):
+                kept["resolution"] = tuple(kept["resolution"])
+            given = kept | given
+            start_from = start_from or (Path(before["start_from"]) if before.get("start_from") else None)
+        source = None if start_from is None else os.path.abspath(start_from)
+        write_atomic(self.asked, json.dumps({"settings": given, "start_from": source}, indent=1).encode())
+        return Settings(**given), start_from
+
     def read_result(self) -> Result | None:
         """Returns what the training came to, None where it has not ended; raises `ModelError` as `read_run` does."""
         found = _read(self.result)
@@ -118,6 +145,7 @@ class RunFolder:
     def write_run(self, run: Mapping[str, Any]) -> None:
         """Writes what a resumed training has to know: the keys of `RUN_KEYS`."""
         write_atomic(self.run, json.dumps(FORMAT | dict(run), indent=1).encode())
+        self.asked.unlink(missing_ok=True)
 
     def write_bad_photos(self, photos: Iterable[SetAside]) -> None:
         """Writes the photos that were set aside, with the reasons."""

@@ -42,11 +42,12 @@ def _one_of(allowed: tuple[Any, ...], text: str, metavar: str = "") -> _Option:
     return _Option(type(allowed[0]), lambda name, value: choice(name, value, allowed), text, shown)
 
 
-def _sides(text: str) -> Resolution:
-    sides = [int(side) for side in text.lower().split("x")]
-    if len(sides) > 2:
-        raise ValueError(text)
-    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
+def sides(text: str) -> Resolution:
+    """Returns the resolution that a text such as "160" or "97x64" (height x width) means, for argparse."""
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"got {text!r}, needed N or HxW in pixels")
+    return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
 
 
 def _check_sides(name: str, value: Any) -> None:
@@ -76,7 +77,7 @@ class Settings:
     alpha: Annotated[float | None, _real(0, 10, "width multiplier (default 0.5)", open_low=True)] = None
     resolution: Annotated[
         Resolution | None,
-        _Option(_sides, _check_sides, "input size (default 32, 64 or 160, by the photos' sizes)", "N|HxW"),
+        _Option(sides, _check_sides, "input size (default 32, 64 or 160, by the photos' sizes)", "N|HxW"),
     ] = None
     downsampling: Annotated[
         int | None,

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import os
 import time
 from importlib import metadata
 from pathlib import Path
@@ -62,6 +63,8 @@ def train(
     """
     began = time.monotonic()
     settings = settings or Settings()
+    if Path(os.path.abspath(output)).is_relative_to(os.path.abspath(photos)):
+        raise UsageError(f"{shown(output)}: lies in the data set and would become a class; choose a folder outside")
     group = Group.from_environment()
     tell = (report or on_stderr()) if group.is_first else silent
     run_folder = RunFolder(output)
@@ -73,6 +76,8 @@ def train(
             tell(f"{shown(run_folder.output)}: this training has ended, there is nothing to go on with")
             return ended
         source = None if start_from is None else Path(start_from)
+        if group.is_first:
+            settings, source = run_folder.asked_for(settings, source, resume, tell)
         prepared = prepare(Path(photos), run_folder, settings, source, group, tell)
         training = Training(prepared, run_folder, settings, group, tell, signals, began)
         training.begin()
@@ -105,7 +110,9 @@ class Training:
     ) -> None:
         self.prepared, self.folder, self.settings = prepared, run_folder, settings
         self.group, self.report, self.signals = group, report, signals
-        plan, photos = prepared.plan, prepared.train
+        plan, photos, begun = prepared.plan, prepared.train, prepared.run["begun"]
+        if prepared.begun and settings.threads is None and begun["processes"] == group.size:
+            torch.set_num_threads(begun["threads"])  # another number adds in another order
         model = TorchMobileNet(plan.network, weights.initial(plan.network, plan.seed)).to(group.device)
         if not prepared.begun:
             plan = measure.decide(plan, settings, model, photos, prepared.validation, group, began, report)
@@ -194,7 +201,7 @@ class Training:
             while not self.tally.done:
                 start = time.monotonic()
                 sums, stop = self.worker.step(parts, self.signals.pending)
-                self._check_finite(sums)
+                self._check_finite(sums.loss)
                 self.tally.add(sums, time.monotonic() - start)
                 photos += sums.photos
                 elapsed = time.monotonic() - began
@@ -210,11 +217,11 @@ class Training:
     def _is_epoch_full(self) -> bool:
         return self.tally.photos > 0 and self.state.step % self.batches.per_epoch == 0
 
-    def _check_finite(self, sums: Sums) -> None:
-        if not math.isfinite(sums.loss):
+    def _check_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
             raise MobileNetError(
-                f"the loss is {sums.loss} at step {self.state.step} of {self.steps}: begin anew in another folder with "
-                f"a lower --learning-rate than {self.plan.learning_rate:g}, or with --clip 1"
+                f"the loss or a weight is {loss} at step {self.state.step} of {self.steps}: begin anew in another "
+                f"folder with a lower --learning-rate than {self.plan.learning_rate:g}, or with --clip 1"
             )
 
     def _tell_step(self, sums: Sums, speed: float, step_seconds: float) -> None:
@@ -229,9 +236,11 @@ class Training:
         tally, validation, val_loss, val_top1 = self.tally, self.prepared.validation, None, None
         train_loss, train_top1 = tally.loss / tally.photos, tally.correct / tally.photos
         speed, seconds = tally.photos / tally.seconds, tally.seconds
+        self._check_finite(float(self.state.vectors["average"].sum()))
         with self.state.averaged():
             found = self.worker.validate(validation) if validation else None
             if found:
+                self._check_finite(found.loss)
                 val_loss, val_top1 = found.loss / found.photos, found.correct / found.photos
             is_best = tally.end_epoch(epoch, found, time.monotonic() - start)
             if is_best:
