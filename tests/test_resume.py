@@ -1,5 +1,6 @@
 """Whatever stops a training, it goes on to the weights that it would have come to undisturbed."""
 
+import json
 import os
 import random
 import signal
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from mobilenet.data.cache import Cache
@@ -16,6 +18,7 @@ from mobilenet.errors import DatasetError, MobileNetError, ModelError, UsageErro
 from mobilenet.storage import folder
 from mobilenet.training import checkpoint
 from mobilenet.training.distributed import Lost
+from mobilenet.training.run_folder import RunFolder
 from mobilenet.training.settings import Settings
 from mobilenet.training.tally import Sums
 from mobilenet.training.train import train
@@ -342,3 +345,29 @@ def test_an_epoch_that_was_not_validated_is_when_going_on(
 
 def test_resume_begins_where_there_is_nothing(photos: Path, tmp_path: Path) -> None:
     assert train(photos, tmp_path / "out", tiny(epochs=1), resume=True, report=lambda _: None).epochs == 1
+
+
+def test_interrupted_before_the_first_step_it_begins_as_it_was_asked_for(photos: Path, tmp_path: Path) -> None:
+    """The settings are kept from before the photos are decoded."""
+    output, asked, told = tmp_path / "out", tiny(epochs=1, seed=5, resolution=(32, 40)), []
+    run_folder = RunFolder(output)
+    with run_folder.claim(False):
+        assert run_folder.asked_for(asked, None, False, told.append) == (asked, None)
+    assert not told
+    train(photos, output, resume=True, report=told.append)
+    assert "beginning as it was asked for" in told[0]
+    plan = json.loads((output / "training" / "run.json").read_text())["plan"]
+    assert (plan["seed"], plan["epochs"], plan["network"]["width"]) == (5, 1, 40)
+    assert not (output / "training" / "asked.json").exists()
+
+
+def test_the_number_of_threads_is_that_of_the_beginning(photos: Path, stopped: Path) -> None:
+    """Another number would add in another order and end with other weights."""
+    run_file = stopped / "training" / "run.json"
+    run_file.write_text(run_file.read_text().replace('"threads": 1', '"threads": 3'))
+    before = torch.get_num_threads()
+    try:
+        train(photos, stopped, resume=True)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

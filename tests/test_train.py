@@ -20,7 +20,7 @@ from mobilenet.storage import folder
 from mobilenet.training import augment, fine_tuning, measure
 from mobilenet.training.batches import Batches, MicroBatch
 from mobilenet.training.distributed import Group
-from mobilenet.training.monitor import Epoch, Event, Step, on_stderr
+from mobilenet.training.monitor import Epoch, Event, Step, on_stderr, silent
 from mobilenet.training.optimizer import State
 from mobilenet.training.recipe import Plan
 from mobilenet.training.settings import Settings
@@ -436,3 +436,27 @@ def test_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
         "epoch 1/2 train loss 1.500 top-1 50.0% 100 images/s",
         "epoch 2/2 train loss 1.250 top-1 75.0% val loss 1.000 top-1 90.0% 100 images/s best",
     ]
+
+
+def test_weights_that_are_not_finite_are_no_model(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last step of an epoch breaks them: no loss has shown it yet."""
+    update = State.update
+
+    def explode(self: State, *both: torch.Tensor) -> None:
+        update(self, *both)
+        if self.step == 4:
+            self.vectors["average"].fill_(math.inf)
+
+    monkeypatch.setattr(State, "update", explode)
+    with pytest.raises(MobileNetError, match=r"the sum of the weights is inf at step 4 of 8: begin anew"):
+        train(photos, tmp_path / "out", tiny(), report=silent)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_time_budget_sets_the_patience(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "_seconds", lambda *_: 0.01)
+    train(photos, tmp_path / "out", Settings(**TINY | {"patience": None, "minutes": 0.02}), report=silent)
+    plan = json.loads((tmp_path / "out" / "training" / "run.json").read_text())["plan"]
+    assert plan["patience"] == math.ceil(plan["epochs"] / 3)

@@ -79,7 +79,7 @@ class RunFolder:
                     f"{shown(self.output)}: holds a training already; go on with it (--resume), "
                     "or choose another folder"
                 )
-            for folder in (self.training, self.checkpoints):
+            for folder in (self.output, self.training, self.checkpoints):
                 remove_leftovers(folder)
             return stack.pop_all()
 

@@ -201,7 +201,7 @@ class Training:
             while not self.tally.done:
                 start = time.monotonic()
                 sums, stop = self.worker.step(parts, self.signals.pending)
-                self._check_finite(sums.loss)
+                self._check_finite("the loss", sums.loss)
                 self.tally.add(sums, time.monotonic() - start)
                 photos += sums.photos
                 elapsed = time.monotonic() - began
@@ -217,10 +217,10 @@ class Training:
     def _is_epoch_full(self) -> bool:
         return self.tally.photos > 0 and self.state.step % self.batches.per_epoch == 0
 
-    def _check_finite(self, loss: float) -> None:
-        if not math.isfinite(loss):
+    def _check_finite(self, name: str, value: float) -> None:
+        if not math.isfinite(value):
             raise MobileNetError(
-                f"the loss or a weight is {loss} at step {self.state.step} of {self.steps}: begin anew in another "
+                f"{name} is {value} at step {self.state.step} of {self.steps}: begin anew in another "
                 f"folder with a lower --learning-rate than {self.plan.learning_rate:g}, or with --clip 1"
             )
 
@@ -236,11 +236,11 @@ class Training:
         tally, validation, val_loss, val_top1 = self.tally, self.prepared.validation, None, None
         train_loss, train_top1 = tally.loss / tally.photos, tally.correct / tally.photos
         speed, seconds = tally.photos / tally.seconds, tally.seconds
-        self._check_finite(float(self.state.vectors["average"].sum()))
+        self._check_finite("the sum of the weights", float(self.state.vectors["average"].sum()))
         with self.state.averaged():
             found = self.worker.validate(validation) if validation else None
             if found:
-                self._check_finite(found.loss)
+                self._check_finite("the validation loss", found.loss)
                 val_loss, val_top1 = found.loss / found.photos, found.correct / found.photos
             is_best = tally.end_epoch(epoch, found, time.monotonic() - start)
             if is_best:
