@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from .common.parallel import processors
 from .errors import MobileNetError
 
 # The instruction sets that the speed of a MobileNet depends on, under the names that Linux gives them.
@@ -15,7 +16,7 @@ INSTRUCTION_SETS = (
     "sse4_1", "avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8",
     "asimd", "asimddp", "bf16", "i8mm", "sve",
 )  # fmt: skip
-NEEDED = ("numpy", "pillow", "simplejpeg")
+NEEDED = ("llvmlite", "numpy", "pillow", "simplejpeg")
 OPTIONAL = ("torch", "tensorboard", "h5py")
 
 
@@ -26,18 +27,13 @@ def examine() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "processor": _cpuinfo("model name") or platform.processor() or platform.machine(),
-        "cores": available_cores(),
+        "cores": processors(),
         "instruction_sets": _instruction_sets(),
         "memory_bytes": _memory(),
         "disk_free_bytes": shutil.disk_usage(os.getcwd()).free,
         "packages": {name: _version(name) for name in NEEDED + OPTIONAL},
         "gpu": _gpu(),
     }
-
-
-def available_cores() -> int:
-    """Returns the number of cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe(facts: dict[str, Any]) -> str:

@@ -7,7 +7,6 @@ patches. Layers are cut into bands of rows, so that bias and activation find a b
 """
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from .arch import Layer, Network, Pads, Shape
 from .common.checks import integer
+from .common.parallel import processors
 from .errors import UsageError
 from .storage.tensors_file import Tensors
 from .weights import fold
@@ -48,7 +48,7 @@ class Engine:
             UsageError: names `threads`, its value and the rule.
         """
         if threads is None:
-            threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            threads = processors()
         integer("threads", threads, 1, 1024)
         self.network: Network = model.network
         self.threads = threads
