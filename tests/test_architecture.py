@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,23 @@ def test_only_training_imports_torch() -> None:
     users = {path.relative_to(SOURCE).as_posix() for path in MODULES if "torch" in imported(path)}
     assert users
     assert all(name.startswith("training/") or name == "doctor.py" for name in users), users
+
+
+def test_every_import_is_a_declared_dependency() -> None:
+    """What is imported outside `training/` is in the base install, and the rest in the extra `train`."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+    def names(requirements: list[str]) -> set[str]:
+        found = {re.split(r"[<>=\[]", each)[0] for each in requirements}
+        return {{"pillow": "PIL"}.get(name, name) for name in found}
+
+    base = names(project["dependencies"])
+    extras = project["optional-dependencies"]
+    for path in MODULES:
+        place = path.relative_to(SOURCE).as_posix()
+        allowed = base | (names(extras["train"]) if place.startswith("training/") or place == "doctor.py" else set())
+        allowed |= names(extras["h5"]) if place == "storage/keras_h5.py" else set()
+        assert imported(path) - set(sys.stdlib_module_names) <= allowed, place
 
 
 def test_only_the_compiler_imports_llvmlite() -> None:

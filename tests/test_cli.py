@@ -11,6 +11,7 @@ from PIL import Image
 
 import mobilenet
 from mobilenet import cli
+from mobilenet.demo import write_photos
 from mobilenet.errors import MobileNetError
 
 
@@ -187,6 +188,16 @@ def test_training_into_a_taken_folder_is_refused(model: Path, photos: Path, caps
     code, out, _ = run(capsys, "train", photos, "-o", model, "--resume", "--json")
     assert code == 0
     assert json.loads(out)["epochs"] == 2
+
+
+def test_the_digits_of_the_demo_are_whole(tmp_path: Path) -> None:
+    """1,797 digits as scikit-learn has them: counts a class, and a zero that is dark in its middle."""
+    assert write_photos(tmp_path) == 1797
+    counts = [len(list(tmp_path.glob(f"*/{digit}/*.png"))) for digit in range(10)]
+    assert counts == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    zero = np.asarray(Image.open(tmp_path / "train" / "0" / "0000.png"))
+    assert zero.shape == (32, 32)
+    assert zero[14:18, 14:18].mean() < 30 < zero.max()
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ INSTRUCTION_SETS = (
     "asimd", "asimddp", "bf16", "i8mm", "sve",
 )  # fmt: skip
 NEEDED = ("llvmlite", "numpy", "pillow", "simplejpeg")
-OPTIONAL = ("torch", "tensorboard", "h5py")
+OPTIONAL = ("torch", "safetensors", "tensorboard", "h5py")
 
 
 def examine() -> dict[str, Any]:
