@@ -28,21 +28,24 @@ Tensors = dict[str, NDArray[np.float32]]
 Shapes = dict[str, tuple[int, ...]]
 
 _LENGTH_BYTES = 8
-_ITEM_BYTES = 4
 _MAX_RANK = 8
 _MAX_SIDE = 1 << 48
 _ON_DISK = np.dtype("<f4")
+_BFLOAT16 = np.dtype("<u2")
+# What other programs' files hold besides: floats, which become float32, and counters, which nobody reads.
+_FOREIGN = {"F16": np.dtype("<f2"), "BF16": _BFLOAT16, "F64": np.dtype("<f8"), "I64": np.dtype("<i8")}
 
 
 class _Entry(NamedTuple):
     shape: tuple[int, ...]
     begin: int
     end: int
+    dtype: str
 
 
-def encode(tensors: Mapping[str, NDArray[np.float32]]) -> bytes:
+def encode(tensors: Mapping[str, NDArray[np.float32]], metadata: Mapping[str, str] | None = None) -> bytes:
     """Returns the file that holds the tensors in the order given, data aligned to 8 bytes as the library aligns it."""
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
     parts = [np.asarray(tensor, _ON_DISK, order="C") for tensor in tensors.values()]
     offset = 0
     for name, part in zip(tensors, parts, strict=True):
@@ -59,6 +62,7 @@ def read(
     sha256: str | None = None,
     *,
     follow_symlinks: bool = False,
+    foreign: bool = False,
 ) -> Tensors:
     """Reads tensors of a file.
 
@@ -68,6 +72,7 @@ def read(
             the names to read, or raises.
         sha256: of the whole file, in hexadecimal, checked if given; then `choose` must return all names.
         follow_symlinks: False refuses a symbolic link in place of the file.
+        foreign: takes floats of other widths as well, and turns them into float32; integers may be in the file.
 
     Raises:
         ModelError: names the file and the tensor, says what is wrong.
@@ -76,17 +81,17 @@ def read(
     with _open(path, follow_symlinks) as file:
         size = os.fstat(file.fileno()).st_size
         try:
-            head, entries = _read_header(file, size)
+            head, entries = _read_header(file, size, foreign)
             wanted = set(choose({name: entry.shape for name, entry in entries.items()}))
             digest = hashlib.sha256(head)
             tensors: Tensors = {}
             for name, entry in entries.items():
                 if name in wanted:
                     file.seek(len(head) + entry.begin)
-                    raw = np.empty(entry.shape, _ON_DISK)
+                    raw = np.empty(entry.shape, _dtype(entry.dtype))
                     _fill(file, raw.reshape(-1).view(np.uint8).data)
                     digest.update(raw.data)
-                    tensors[name] = raw.astype(np.float32, copy=False)
+                    tensors[name] = _float32(name, raw)
         except ValueError as error:
             raise ModelError(f"{shown(path)}: {error}") from error
         except OSError as error:
@@ -125,7 +130,20 @@ def _fill(file: io.FileIO, buffer: memoryview) -> None:
         done += count
 
 
-def _read_header(file: io.FileIO, size: int) -> tuple[bytes, dict[str, _Entry]]:
+def _dtype(name: str) -> np.dtype[Any]:
+    return _ON_DISK if name == "F32" else _FOREIGN[name]
+
+
+def _float32(name: str, raw: NDArray[Any]) -> NDArray[np.float32]:
+    if raw.dtype == _BFLOAT16:  # the upper half of a float32
+        return (raw.astype(np.uint32) << 16).view(np.float32)
+    if raw.dtype.kind != "f":
+        raise ValueError(f"tensor {short(name)} holds integers, needed are floats")
+    with np.errstate(over="ignore"):  # what is too large becomes infinity, which `check_values` names
+        return raw.astype(np.float32, copy=False)
+
+
+def _read_header(file: io.FileIO, size: int, foreign: bool) -> tuple[bytes, dict[str, _Entry]]:
     """Returns the bytes before the data, and the entries in the order of the data, which they cover exactly."""
     if size < _LENGTH_BYTES:
         raise ValueError(f"has {size} bytes, a safetensors file begins with {_LENGTH_BYTES} bytes of length")
@@ -146,28 +164,30 @@ def _read_header(file: io.FileIO, size: int) -> tuple[bytes, dict[str, _Entry]]:
     if not isinstance(header, dict):
         raise ValueError(f"the header is {short(header)}, an object is needed")
     header.pop("__metadata__", None)
-    entries = {name: _entry(name, value) for name, value in header.items()}
-    ordered = dict(sorted(entries.items(), key=lambda item: item[1][1:]))
+    entries = {name: _entry(name, value, foreign) for name, value in header.items()}
+    ordered = dict(sorted(entries.items(), key=lambda item: item[1][1:3]))
     _check_layout(ordered, size - _LENGTH_BYTES - length)
     return bytes(head + text), ordered
 
 
-def _entry(name: str, value: object) -> _Entry:
+def _entry(name: str, value: object, foreign: bool) -> _Entry:
     where = f"tensor {short(name)}"
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{where} is {short(value)}, needed are exactly dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if dtype != "F32":
-        raise ValueError(f"{where} has dtype {short(dtype)}, needed is 'F32'")
+    if dtype != "F32" and not (foreign and isinstance(dtype, str) and dtype in _FOREIGN):
+        needed = "one of F32, F16, BF16, F64" if foreign else "'F32'"
+        raise ValueError(f"{where} has dtype {short(dtype)}, needed is {needed}")
     if not _counts(shape) or len(shape) > _MAX_RANK:
         raise ValueError(f"{where} has shape {short(shape)}, needed is a list of whole numbers from 0")
     if not _counts(offsets) or len(offsets) != 2:
         raise ValueError(f"{where} has data_offsets {short(offsets)}, needed are [begin, end]")
     begin, end = offsets
-    if end - begin != _ITEM_BYTES * math.prod(shape):
-        raise ValueError(f"{where} of shape {tuple(shape)} needs {_ITEM_BYTES * math.prod(shape):,} bytes of data, "
+    needed_bytes = _dtype(dtype).itemsize * math.prod(shape)
+    if end - begin != needed_bytes:
+        raise ValueError(f"{where} of shape {tuple(shape)} needs {needed_bytes:,} bytes of data, "
                          f"its data_offsets {begin} to {end} do not fit")  # fmt: skip
-    return _Entry(tuple(shape), begin, end)
+    return _Entry(tuple(shape), begin, end, dtype)
 
 
 def _counts(value: object) -> bool:
