@@ -1,6 +1,5 @@
 """Files of weights alone: the library is told by the names, the member of the family by the shapes."""
 
-import os
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -10,6 +9,8 @@ from ..errors import ModelError
 from ..storage import fitting
 from ..storage.tensors_file import Shapes, Tensors
 from .names import Source, candidates, keys, our_shape, ours
+
+_Base = tuple[Source, Network, dict[str, str]]  # a library, its network at alpha 1, their key -> our tensor
 
 
 class Fit(NamedTuple):
@@ -47,14 +48,14 @@ def fit(sources: Iterable[Source], shapes: Shapes, conventions: Conventions | No
         ModelError: names the key that does not belong or is missing, or the one whose shape does not fit with both
             shapes, and the likely cause.
     """
-    found: list[tuple[int, Source, Network, dict[str, str]]] = []
+    found: list[tuple[int, _Base]] = []
     for source in sources:
         for base in candidates(source) if conventions is None else [source.network(conventions=conventions)]:
             mine = {key: tensor for tensor, key in _keys(source, base, shapes).items()}
             wrong = len(set(shapes) ^ set(mine))
-            found.append((wrong, source, base, mine))
-    least = min(wrong for wrong, *_ in found)
-    nearest = [rest for wrong, *rest in found if wrong == least]
+            found.append((wrong, (source, base, mine)))
+    least = min(wrong for wrong, _ in found)
+    nearest = [base for wrong, base in found if wrong == least]
     for source, base, mine in nearest:
         translated = _translate(source, base, mine, shapes)
         network = translated and fitting.find(base, translated)
@@ -105,14 +106,14 @@ def _explain(source: Source, base: Network, mine: Mapping[str, str], shapes: Sha
         needed = network.tensors.get(mine[key])
         if translated[mine[key]] != needed:
             return (
-                f"tensor {short(key)} has shape {shapes[key]}, in our order {translated[mine[key]]}; needed is {needed} "
-                f"for the nearest member, {network} of {source.title}; was it made with another rule for widths, or "
-                "pruned?"
+                f"tensor {short(key)} has shape {shapes[key]}, in our order {translated[mine[key]]}; needed is "
+                f"{needed} for the nearest member, {network} of {source.title}; was it made with another rule "
+                "for widths, or pruned?"
             )
     return f"tensors are missing for {network} of {source.title}"
 
 
 def common_prefix(names: Iterable[str], *removable: str) -> str:
     """Returns which of the prefixes all names begin with, "" if none."""
-    shared = os.path.commonprefix(list(names))
-    return next((prefix for prefix in removable if shared.startswith(prefix)), "")
+    found = list(names)
+    return next((each for each in removable if found and all(name.startswith(each) for name in found)), "")

@@ -6,7 +6,7 @@ twice the block's number and one more, {before} is the block's number less one.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import notes as listing
-from ..arch import BATCH_NORM, V1_TABLE, V2_TABLE, Family, Layer, Network, conventions, v1, v2
+from ..arch import BATCH_NORM, V1_TABLE, V2_TABLE, Bottleneck, Family, Layer, Network, Separable, conventions, v1, v2
 
 Modules = tuple[str, str]  # the convolution, its batch norm
 _MAX_SIZE = 1 << 40  # elements: beyond it a shape is not worth turning round
@@ -232,8 +232,8 @@ KERAS_V2 = Source(
     older="Logits",
 )
 # Their names are made where the listing is: `notes.rows`.
-NOTES_V1 = Source("notes", "the source notes' MobileNet", "v1", "notes", "keras")
-NOTES_V2 = Source("notes", "MobileNetV2 by the source notes' names", "v2", "notes", "keras")
+NOTES_V1 = Source("notes", "the source notes' MobileNet", "v1", "notes", "keras", classifier="softmax")
+NOTES_V2 = Source("notes", "MobileNetV2 by the source notes' names", "v2", "notes", "keras", classifier="softmax")
 
 TORCH = (TORCHVISION, D_LI14, TONYLINS, TIMM_V1, TIMM_V2, HUGGINGFACE_V1, HUGGINGFACE_V2)
 KERAS = (KERAS_V1, KERAS_V2, NOTES_V1, NOTES_V2)
@@ -255,7 +255,7 @@ def modules(source: Source, layer: Layer) -> Modules:
 
 
 def _places(family: Family, block: int) -> dict[str, int]:
-    rows = V1_TABLE if family == "v1" else V2_TABLE
+    rows: Sequence[Separable | Bottleneck] = V1_TABLE if family == "v1" else V2_TABLE
     stages = [(stage, repeat) for stage, row in enumerate(rows) for repeat in range(row.repeats)]
     stage, repeat = stages[block]
     numbers = {"block": block, "next": block + 1, "before": block - 1, "even": 2 * block, "odd": 2 * block + 1}
@@ -266,9 +266,7 @@ def keys(source: Source, network: Network) -> dict[str, str]:
     """Returns for each tensor of ours the key of theirs: "features.0.0.weight", or for Keras "conv1/kernel"."""
     if source.preset == "notes":
         return {tensor: f"{row.name}/{part}" for row in listing.rows(network) for part, tensor in row.tensors.items()}
-    dot, parts, weight = (
-        (".", _TORCH_PARTS, "weight") if source.layout == "torch" else ("/", _KERAS_PARTS, "kernel")
-    )
+    dot, parts, weight = (".", _TORCH_PARTS, "weight") if source.layout == "torch" else ("/", _KERAS_PARTS, "kernel")
     found = {}
     for layer in network.layers:
         conv, norm = modules(source, layer) if layer.tensors else ("", "")
@@ -339,6 +337,4 @@ def theirs(source: Source, layer: Layer, array: NDArray[np.float32]) -> NDArray[
 def candidates(source: Source, *, include_top: bool = True) -> Iterator[Network]:
     """Yields networks of a source, alpha 1, one for each of its variants of conventions."""
     for changes in ({}, *source.variants):
-        yield source.network(
-            include_top=include_top, conventions=conventions(source.family, source.preset, **changes)
-        )
+        yield source.network(include_top=include_top, conventions=conventions(source.family, source.preset, **changes))

@@ -104,4 +104,3 @@ def _labels(given: Sequence[str] | Path, network: Network) -> list[str]:
         found = list(given)
     background = network.conventions.background and network.classes == len(found) + 1
     return ["background", *found] if background else found
-

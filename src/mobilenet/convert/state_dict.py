@@ -4,19 +4,22 @@ A .pth file is a pickle, which can run code: it is read only when asked for, see
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from ..arch import Conventions, Network
 from ..common.files import shown, write_atomic
 from ..errors import ModelError
 from ..model import Model
 from ..storage import tensors_file
+from ..storage.folder import Stored
 from ..storage.tensors_file import Shapes, Tensors
 from . import by_name
 from .by_name import Fit
 from .names import TORCH, Source, candidates, keys, theirs
-from .source import Options, Stored, finish
+from .source import Options, finish
 
 _COUNTER = ".num_batches_tracked"  # of batch norm in torch: how many steps it was trained, which nothing reads
 _WRAPPERS = ("module.", "model.", "_orig_mod.")  # DataParallel, Lightning, torch.compile
@@ -101,8 +104,14 @@ def stored(path: Path, fit: Fit, tensors: Tensors, options: Options) -> Stored:
     return finish(path, fit.source.title, network, tensors, options, preprocessing=preprocessing)
 
 
-def source_for(model: Model, sources: Iterable[Source], format: str) -> Source:
+def source_for(model: Model, sources: Iterable[Source], format: str, free: Mapping[str, Any] | None = None) -> Source:
     """Returns the source of that name for a model.
+
+    Args:
+        model: what is to be written.
+        sources: the table to look in.
+        format: the source's name.
+        free: conventions that the format can express, with the values that will be written.
 
     Raises:
         ModelError: the library can't hold the model, or would compute something else; names the difference.
@@ -112,25 +121,25 @@ def source_for(model: Model, sources: Iterable[Source], format: str) -> Source:
     source = next((source for source in named if source.family == network.family), None)
     if source is None:
         raise ModelError(f"format: {named[0].title} is a MobileNet {named[0].family.upper()}, the model is {network}")
-    difference = _difference(source, network)
+    difference = _difference(source, network, free or {})
     if difference:
         raise ModelError(f"format: {source.title} would give other outputs than {network}: {difference}")
     return source
 
 
-def _difference(source: Source, network: Network) -> str:
+def _difference(source: Source, network: Network, free: Mapping[str, Any]) -> str:
     """Returns in what the source's network differs from a model's, "" if they compute the same."""
     if not network.separable or network.downsampling != 32:
         return "it has no twins of standard convolutions, and divides the resolution by 32"
     if not network.include_top and network.pooling:
         return f"it has no {network.pooling} pooling without a classifier"
     for base in candidates(source):
-        same = base.conventions
+        same = dataclasses.replace(base.conventions, **free)
         other = network.replace(conventions=same)
         epsilon = network.conventions.batch_norm_epsilon
         if other.layers == network.layers and same.batch_norm_epsilon == epsilon:
             return ""
-    ours, same = network.conventions, network.replace(conventions=source.network().conventions).conventions
+    ours, same = network.conventions, dataclasses.replace(source.network().conventions, **free)
     names = ("padding", "activation", "batch_norm_epsilon", "last_stride", "conv_bias", "expand_first", "rounding")
     apart = [f"{n} {getattr(same, n)}, not {getattr(ours, n)}" for n in names if getattr(same, n) != getattr(ours, n)]
     return "it has " + ", ".join(apart or ["other widths"])
@@ -156,4 +165,3 @@ def encode(model: Model, source: Source) -> bytes:
         array = model.tensors[tensor]
         by_key[key] = theirs(source, model.network.by_name[layer], array) if part == "weight" else array
     return tensors_file.encode(by_key, {"format": "pt"})
-

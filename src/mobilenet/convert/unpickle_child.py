@@ -24,26 +24,32 @@ EXIT_REFUSED = 3
 _CONTAINERS = ("state_dict", "model", "model_state_dict", "state_dict_ema", "ema")
 _DTYPES = {"torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16", "torch.float64": "F64"}
 
-# The system calls that are left, by name with their numbers on each machine ("-": it has none): memory, reading, time.
+# The system calls that are left, with their numbers on each machine (None: it has none): memory, reading, time.
 # Not among them: any that makes a process or thread, a connection, a file or a name, or changes another process.
-_CALLS = """
-read 0 63 write 1 64 close 3 57 fstat 5 80 newfstatat 262 79 stat 4 - lstat 6 - statx 332 291 lseek 8 62
-pread64 17 67 readv 19 65 mmap 9 222 munmap 11 215 mremap 25 216 mprotect 10 226 madvise 28 233 brk 12 214
-futex 202 98 getdents64 217 61 readlink 89 - readlinkat 267 78 access 21 - faccessat 269 48 faccessat2 439 439
-getcwd 79 17 fcntl 72 25 ioctl 16 29 rt_sigaction 13 134 rt_sigprocmask 14 135 rt_sigreturn 15 139
-sigaltstack 131 132 getrandom 318 278 clock_gettime 228 113 clock_nanosleep 230 115 gettimeofday 96 169
-sched_yield 24 124 sched_getaffinity 204 123 getpid 39 172 gettid 186 178 getuid 102 174 geteuid 107 175
-getgid 104 176 getegid 108 177 uname 63 160 sysinfo 99 179 getrusage 98 165 exit 60 93 exit_group 231 94
-restart_syscall 219 128 rseq 334 293 set_robust_list 273 99 dup 32 23 membarrier 324 283 getcpu 309 168
-""".split()
+_CALLS = (
+    ("read", 0, 63), ("write", 1, 64), ("close", 3, 57), ("fstat", 5, 80), ("newfstatat", 262, 79),
+    ("stat", 4, None), ("lstat", 6, None), ("statx", 332, 291), ("lseek", 8, 62), ("pread64", 17, 67),
+    ("readv", 19, 65), ("mmap", 9, 222), ("munmap", 11, 215), ("mremap", 25, 216), ("mprotect", 10, 226),
+    ("madvise", 28, 233), ("brk", 12, 214), ("futex", 202, 98), ("getdents64", 217, 61), ("readlink", 89, None),
+    ("readlinkat", 267, 78), ("access", 21, None), ("faccessat", 269, 48), ("faccessat2", 439, 439),
+    ("getcwd", 79, 17), ("fcntl", 72, 25), ("ioctl", 16, 29), ("rt_sigaction", 13, 134), ("rt_sigprocmask", 14, 135),
+    ("rt_sigreturn", 15, 139), ("sigaltstack", 131, 132), ("getrandom", 318, 278), ("clock_gettime", 228, 113),
+    ("clock_nanosleep", 230, 115), ("gettimeofday", 96, 169), ("sched_yield", 24, 124),
+    ("sched_getaffinity", 204, 123), ("getpid", 39, 172), ("gettid", 186, 178), ("getuid", 102, 174),
+    ("geteuid", 107, 175), ("getgid", 104, 176), ("getegid", 108, 177), ("uname", 63, 160), ("sysinfo", 99, 179),
+    ("getrusage", 98, 165), ("exit", 60, 93), ("exit_group", 231, 94), ("restart_syscall", 219, 128),
+    ("rseq", 334, 293), ("set_robust_list", 273, 99), ("dup", 32, 23), ("membarrier", 324, 283),
+    ("getcpu", 309, 168),
+)  # fmt: skip
 _MACHINES = ("x86_64", "aarch64")
 _ALLOWED = {
-    machine: [int(number) for number in _CALLS[column::3] if number != "-"]
-    for column, machine in enumerate(_MACHINES, 1)
+    machine: [number for _, *numbers in _CALLS if (number := numbers[column]) is not None]
+    for column, machine in enumerate(_MACHINES)
 }
 _AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 # open and openat, with the place of their flags: allowed to read only.
 _OPEN = {"x86_64": {2: 1, 257: 2}, "aarch64": {56: 2}}
+_ADVICE = ("Weights only load failed", "Check the documentation", "Please file an issue")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
@@ -60,9 +66,9 @@ def main() -> int:
     except MemoryError:
         return _refuse("needs more memory than a file of its size should")
     except Exception as error:
-        # torch's text advises to read the file with weights_only=False; what was wrong stands after this mark.
-        reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip().splitlines() or ["no tensors in it"]
-        return _refuse(f"{type(error).__name__}: {reason[0]}"[:300])
+        # Between the lines of torch's text stands advice to read the file without weights_only.
+        said = [line.strip() for line in str(error).splitlines() if not line.startswith(_ADVICE)]
+        return _refuse(f"{type(error).__name__}: {next(filter(None, said), 'it holds no tensors')}"[:300])
     sys.stdout.buffer.write(data)
     return 0
 

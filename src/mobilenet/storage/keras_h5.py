@@ -34,7 +34,10 @@ _PARTS = {
 
 
 def read(
-    path: Path, choose: Callable[[Layers], Mapping[str, Any]], file: BinaryIO | None = None
+    path: Path,
+    choose: Callable[[Layers], Mapping[str, Any]],
+    file: BinaryIO | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> dict[str, dict[str, NDArray[np.float32]]]:
     """Reads arrays of a file.
 
@@ -43,13 +46,14 @@ def read(
         choose: gets layer -> weight -> shape for every layer of the file that has weights, before an array is read;
             returns a mapping whose keys are the layers to read.
         file: the content, where it lies in an archive `path`.
+        names: of layers by their group, for Keras before 3.9, which does not write them.
 
     Raises:
         ModelError: names the file, the layer and what is wrong.
         UsageError: h5py is not installed.
     """
     with opened(path, file) as (h5py, opened_file):
-        layers = _layers(h5py, opened_file)
+        layers = _layers(h5py, opened_file, names or {})
         wanted = choose({layer: {name: part.shape for name, part in parts.items()} for layer, parts in layers.items()})
         return {layer: {name: part[...] for name, part in layers[layer].items()} for layer in wanted}
 
@@ -61,7 +65,7 @@ def model_config(path: Path, limit: int) -> bytes | None:
         ModelError: names the file; the text is longer than `limit` bytes, or no text.
         UsageError: h5py is not installed.
     """
-    with opened(path) as (h5py, file):
+    with opened(path) as (_, file):
         if "model_config" not in file.attrs:
             return None
         if file.attrs.get_id("model_config").get_storage_size() > limit:
@@ -79,7 +83,7 @@ def model_config(path: Path, limit: int) -> bytes | None:
 def opened(path: Path, file: BinaryIO | None = None) -> Iterator[tuple[Any, Any]]:
     """Opens a regular file and gives h5py with it; what is wrong in between comes as `ModelError` with the name."""
     try:
-        import h5py  # type: ignore[import-untyped]
+        import h5py
     except ImportError:
         raise UsageError(f"{shown(path)}: reading .h5 files needs h5py: pip install h5py") from None
     try:
@@ -93,12 +97,12 @@ def opened(path: Path, file: BinaryIO | None = None) -> Iterator[tuple[Any, Any]
         raise ModelError(f"{shown(path)}: can't be read as HDF5: {shown(str(error))}") from error
 
 
-def _layers(h5py: Any, file: Any) -> dict[str, dict[str, Any]]:
+def _layers(h5py: Any, file: Any, names: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Returns layer -> weight -> data set; the layers of a model within the model stand beside its own."""
     root = _members(h5py, file)
     found: dict[str, dict[str, Any]] = {}
     if isinstance(root.get("layers"), h5py.Group):
-        for name, parts in _numbered_layers(h5py, root["layers"], 1):
+        for name, parts in _numbered_layers(h5py, root["layers"], names, 1):
             _put(found, name, parts)
         return found
     weights = root.get("model_weights", file)
@@ -121,7 +125,9 @@ def _put(found: dict[str, dict[str, Any]], name: str, parts: dict[str, Any]) -> 
     found[name] = parts
 
 
-def _numbered_layers(h5py: Any, layers: Any, depth: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def _numbered_layers(
+    h5py: Any, layers: Any, names: Mapping[str, str], depth: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields the layers of Keras 3's files of weights, whose groups have the names of their classes."""
     if depth == _MAX_DEPTH:
         raise ModelError(f"{short(layers.name)} is nested too deeply")
@@ -129,12 +135,12 @@ def _numbered_layers(h5py: Any, layers: Any, depth: int) -> Iterator[tuple[str, 
         members = _members(h5py, member) if isinstance(member, h5py.Group) else {}
         named = members.get("vars")
         if isinstance(named, h5py.Group) and (parts := _numbered(h5py, group, named)):
-            name = named.attrs.get("name")
+            name = named.attrs.get("name", names.get(named.parent.name))
             if not isinstance(name, str):
                 raise ModelError(f"layer {short(group)} has no name in the file; save the whole model as .h5")
             yield name, parts
         if isinstance(members.get("layers"), h5py.Group):
-            yield from _numbered_layers(h5py, members["layers"], depth + 1)
+            yield from _numbered_layers(h5py, members["layers"], names, depth + 1)
 
 
 def _numbered(h5py: Any, group: str, named: Any) -> dict[str, Any]:

@@ -33,7 +33,12 @@ _MAX_SIDE = 1 << 48
 _ON_DISK = np.dtype("<f4")
 _BFLOAT16 = np.dtype("<u2")
 # What other programs' files hold besides: floats, which become float32, and counters, which nobody reads.
-_FOREIGN = {"F16": np.dtype("<f2"), "BF16": _BFLOAT16, "F64": np.dtype("<f8"), "I64": np.dtype("<i8")}
+_FOREIGN: dict[str, np.dtype[Any]] = {
+    "F16": np.dtype("<f2"),
+    "BF16": _BFLOAT16,
+    "F64": np.dtype("<f8"),
+    "I64": np.dtype("<i8"),
+}
 
 
 class _Entry(NamedTuple):
@@ -131,7 +136,7 @@ def _fill(file: io.FileIO, buffer: memoryview) -> None:
 
 
 def _dtype(name: str) -> np.dtype[Any]:
-    return _ON_DISK if name == "F32" else _FOREIGN[name]
+    return _FOREIGN.get(name, _ON_DISK)
 
 
 def _float32(name: str, raw: NDArray[Any]) -> NDArray[np.float32]:
