@@ -95,6 +95,7 @@ def convert(
     scaling: str | None = None,
     include_top: bool = True,
     unpickle: bool = False,
+    allow_nonfinite: bool = False,
 ) -> Model:
     """Reads another program's MobileNet, with the same outputs; what it is, is recognised from the file itself.
 
@@ -106,6 +107,7 @@ def convert(
         scaling: of the pixels, "inception", "imagenet" or "unit"; None for the source's own, or its library's usual.
         include_top: False leaves the classifier out.
         unpickle: reads pickles (.pth) too, in a process of its own.
+        allow_nonfinite: takes NaN, infinities and negative variances.
 
     Raises:
         ModelError: names the file, the layer that does not fit, both shapes, and the likely cause.
@@ -113,7 +115,7 @@ def convert(
     """
     if isinstance(labels, str | os.PathLike):
         labels = Path(labels)
-    return Model(*read(Path(source), Options(resolution, labels, scaling, include_top, unpickle)))
+    return Model(*read(Path(source), Options(resolution, labels, scaling, include_top, unpickle, allow_nonfinite)))
 
 
 def read(path: Path, options: Options) -> Stored:

@@ -28,6 +28,7 @@ class Options:
         scaling: of the pixels, a key of `SCALINGS`; None for the source's own, or its library's.
         include_top: False leaves the classifier out.
         unpickle: reads pickles (.pth), in a process of its own.
+        allow_nonfinite: takes NaN, infinities and negative variances.
     """
 
     resolution: int | tuple[int, int] | None = None
@@ -35,6 +36,7 @@ class Options:
     scaling: str | None = None
     include_top: bool = True
     unpickle: bool = False
+    allow_nonfinite: bool = False
 
     def __post_init__(self) -> None:
         choice("scaling", self.scaling, (None, *SCALINGS))
@@ -69,7 +71,11 @@ def finish(
     Raises:
         ModelError: names the tensor with NaN, or the labels that do not fit.
     """
-    check_values(tensors)
+    if not options.allow_nonfinite:
+        try:
+            check_values(tensors)
+        except ModelError as error:
+            raise ModelError(f"{shown(path)}: {error}") from error
     changes = dict(preprocessing or {})
     mean, std = changes.get("mean"), changes.get("std")
     known = [name for name, scaling in SCALINGS.items() if scaling == (mean, std)]

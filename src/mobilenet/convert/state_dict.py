@@ -164,4 +164,5 @@ def encode(model: Model, source: Source) -> bytes:
         layer, _, part = tensor.rpartition(".")
         array = model.tensors[tensor]
         by_key[key] = theirs(source, model.network.by_name[layer], array) if part == "weight" else array
-    return tensors_file.encode(by_key, {"format": "pt"})
+    counters = [key.removesuffix(".running_var") + _COUNTER for key in by_key if key.endswith(".running_var")]
+    return tensors_file.encode(by_key, {"format": "pt"}, counters)  # transformers misses the counters

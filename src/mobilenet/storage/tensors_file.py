@@ -48,17 +48,31 @@ class _Entry(NamedTuple):
     dtype: str
 
 
-def encode(tensors: Mapping[str, NDArray[np.float32]], metadata: Mapping[str, str] | None = None) -> bytes:
-    """Returns the file that holds the tensors in the order given, data aligned to 8 bytes as the library aligns it."""
+def encode(
+    tensors: Mapping[str, NDArray[np.float32]],
+    metadata: Mapping[str, str] | None = None,
+    counters: Iterable[str] = (),
+) -> bytes:
+    """Returns the file that holds the tensors in the order given, data aligned to 8 bytes as the library aligns it.
+
+    Args:
+        tensors: by name.
+        metadata: None for none.
+        counters: names of whole numbers, all 0, that come before the tensors.
+    """
     header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
     parts = [np.asarray(tensor, _ON_DISK, order="C") for tensor in tensors.values()]
     offset = 0
+    for name in counters:
+        header[name] = {"dtype": "I64", "shape": [], "data_offsets": [offset, offset + 8]}
+        offset += 8
+    zeros = bytes(offset)
     for name, part in zip(tensors, parts, strict=True):
         header[name] = {"dtype": "F32", "shape": part.shape, "data_offsets": [offset, offset + part.nbytes]}
         offset += part.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return b"".join([len(text).to_bytes(_LENGTH_BYTES, "little"), text, *(part.data for part in parts)])
+    return b"".join([len(text).to_bytes(_LENGTH_BYTES, "little"), text, zeros, *(part.data for part in parts)])
 
 
 def read(
