@@ -1,4 +1,4 @@
-"""State dicts of torchvision, timm, transformers, d-li14 and tonylins: their outputs are ours, and their files ours too.
+"""State dicts of torchvision, timm, transformers, d-li14 and tonylins: the same outputs, and files both ways.
 
 The libraries' own outputs stand in torch_references.json, made by make_torch_references.py; weights and pixels follow
 from a seed. The hash of each library's names and shapes stands there as well, so that a file that has it is one that

@@ -279,6 +279,40 @@ def _predict(args: Arguments) -> int:
     return 3 if failures else 0
 
 
+# ---------------------------------------------------------------------------------------------------------- import
+
+
+def _import_arguments(parser: argparse.ArgumentParser) -> None:
+    from .arch import SCALINGS
+    from .training.settings import sides
+
+    parser.add_argument("source", help="file or folder of another program, or the name of published weights")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="model folder to make")
+    parser.add_argument("--resolution", type=sides, metavar="N|HxW", help="input size of weights alone (default 224)")
+    parser.add_argument("--labels", type=Path, metavar="TXT", help="text file with a label a line")
+    parser.add_argument("--scaling", choices=tuple(SCALINGS), help="of the pixels, where the source does not say it")
+    parser.add_argument("--no-top", action="store_true", help="leave the classifier out")
+    parser.add_argument("--unpickle", action="store_true", help="read pickles (.pth), in a process of its own")
+
+
+def _import(args: Arguments) -> int:
+    from .convert import convert
+
+    model = convert(
+        args.source,
+        resolution=args.resolution,
+        labels=args.labels,
+        scaling=args.scaling,
+        include_top=not args.no_top,
+        unpickle=args.unpickle,
+    )
+    model.save(args.output)
+    facts = {"model": str(args.output), "from": model.notes["imported"]["from"], "network": str(model.network)}
+    facts |= {name: list(getattr(model.preprocessing, name)) for name in ("mean", "std")}
+    _emit(args, facts, "{network} of {from}, pixels scaled by (x - {mean}) / {std}: {model}".format(**facts))
+    return 0
+
+
 def _progress(what: str) -> Callable[[int, int], None]:
     from .common.progress import counter
 
@@ -345,6 +379,12 @@ COMMANDS = {
         "mobilenet predict flowers-model cat.jpg holiday/ --top 3",
         _predict_arguments,
         _predict,
+    ),
+    "import": Command(
+        "make a model of another program's MobileNet: Keras, torchvision, timm, transformers, …",
+        "mobilenet import mobilenet_v2.h5 -o my-model",
+        _import_arguments,
+        _import,
     ),
     "demo": Command(
         "train, evaluate and predict on the handwritten digits that come with the package",

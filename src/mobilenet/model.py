@@ -23,6 +23,7 @@ from .storage.folder import Stored
 from .storage.transfer import Transfer
 from .weights import check, initial
 
+PUBLISHED = "imagenet/"  # what names of published weights begin with
 _BATCH = 32  # photos whose pixels are in memory at a time
 
 
@@ -229,12 +230,17 @@ def create(
 
 
 def load(path: str | os.PathLike[str], *, allow_nonfinite: bool = False) -> Model:
-    """Reads a model folder.
+    """Reads a model folder, or published weights by name: "imagenet/v2-1.0-224" (see `convert.hub`).
 
     Raises:
         ModelError: names the file, what in it is wrong and what would be right. `allow_nonfinite` takes NaN, infinities
             and negative variances.
+        MobileNetError: the published weights can't be fetched.
     """
+    if str(path).startswith(PUBLISHED) and not os.path.lexists(path):
+        from .convert import convert
+
+        return convert(path)
     return Model(*folder.load(path, allow_nonfinite=allow_nonfinite))
 
 

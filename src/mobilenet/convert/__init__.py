@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ..common.files import shown
 from ..errors import ModelError, UsageError
-from ..model import Model
+from ..model import PUBLISHED, Model
 from ..storage.folder import Stored
 from .source import Options
 
@@ -120,7 +120,7 @@ def convert(
 
 def read(path: Path, options: Options) -> Stored:
     """Returns the parts of a model from the first source in the table that fits; raises as `convert` does."""
-    if str(path).startswith("imagenet/") and not path.exists():
+    if str(path).startswith(PUBLISHED) and not path.exists():
         from .hub import fetch
 
         path, labels = fetch(str(path))

@@ -89,16 +89,16 @@ def _our_shape(source: Source, base: Network, tensor: str, shape: tuple[int, ...
 def _explain(source: Source, base: Network, mine: Mapping[str, str], shapes: Shapes) -> str:
     """Returns what is wrong with a file that fits no member of the nearest library."""
     shared = [key for key in shapes if key in mine]
-    if not shared:
+    top = {key for key, tensor in mine.items() if tensor.startswith(f"{base.layers[-1].name}.")}
+    if set(shared) <= top:
         some = ", ".join(map(short, list(shapes)[:3])) or "none"
         return f"not a MobileNet: its tensors are {some}, …; no known library's MobileNet V1 or V2 has such names"
-    top = {mine[key] for key in mine if mine[key].startswith(f"{base.layers[-1].name}.")}
     for key in shapes:
         if key not in mine:
             hint = next((text for begin, text in source.unsupported.items() if key.startswith(begin)), "")
             return f"tensor {short(key)} has no place in {source.title}" + (f": this is {hint}" if hint else "")
-    for key, tensor in mine.items():
-        if key not in shapes and tensor not in top:
+    for key in mine:
+        if key not in shapes and key not in top:
             return f"tensor {short(key)} is missing for {source.title}"
     translated = {mine[key]: _our_shape(source, base, mine[key], shapes[key]) for key in shared}
     network = fitting.nearest(base, translated)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from ..common.files import shown
 from ..errors import MobileNetError, ModelError, UsageError
+from ..model import PUBLISHED
 from .model_folder import CONFIG, PROCESSOR, WEIGHTS, labels
 
-PREFIX = "imagenet/"
 _LABELS = "google/mobilenet_v2_1.0_224"  # whose config has ImageNet's labels, after that of the background
 _CHUNK = 1 << 20
 
@@ -41,10 +41,10 @@ def fetch(name: str) -> tuple[Path, list[str] | None]:
         MobileNetError: the hub can't be reached, and the cache does not have it.
         ModelError: a cached file is damaged.
     """
-    short = name.removeprefix(PREFIX)
+    short = name.removeprefix(PUBLISHED)
     if short not in REPOSITORIES:
         near = difflib.get_close_matches(short, REPOSITORIES, n=1)
-        hint = f"did you mean {PREFIX}{near[0]}?" if near else f"known are {', '.join(REPOSITORIES)}"
+        hint = f"did you mean {PUBLISHED}{near[0]}?" if near else f"known are {', '.join(REPOSITORIES)}"
         raise UsageError(f"weights: {shown(name)} is not published; {hint}")
     repository = REPOSITORIES[short]
     folder = _download(repository, CONFIG).parent

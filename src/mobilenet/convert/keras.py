@@ -144,8 +144,8 @@ def _group_names(config: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, 
     """Yields group -> name of each layer, as Keras 3 numbers the classes in the order of the layers."""
     counts: dict[str, int] = {}
     for entry in config["config"]["layers"]:
-        kind = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", entry["class_name"]).lower()
-        kind = re.sub(r"_(\d)_?d$", r"\1d", kind)
+        kind = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", entry["class_name"])
+        kind = re.sub("([a-z])([A-Z])", r"\1_\2", kind).lower()
         counts[kind] = counts.get(kind, -1) + 1
         group = f"{prefix}/{kind}_{counts[kind]}" if counts[kind] else f"{prefix}/{kind}"
         yield group, str(entry.get("name") or entry["config"]["name"])

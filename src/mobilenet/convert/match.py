@@ -33,22 +33,23 @@ def match(layers: Sequence[Layer], epsilon: float | None, prefer: Sequence[str] 
     if not layers:
         raise ModelError("not a MobileNet: it has no convolution")
     bases = _skeletons(layers)
-    same_kinds = [base for base in bases if len(base.layers) == len(layers) == _common(base, layers)]
-    if not same_kinds:
-        raise ModelError(_other_kind(bases[0], layers, _common(bases[0], layers)))
     tried: list[tuple[int, Network]] = []
-    for base in same_kinds:
-        for network in _members(base, layers, epsilon, prefer):
-            place = _first_difference(network, layers)
-            if place is None:
-                return network
-            tried.append((place, network))
-    place, network = max(tried, key=lambda each: each[0])
-    raise ModelError(_other_field(network, layers, place))
+    for base in bases:
+        if len(base.layers) == len(layers) == _common(base, layers):
+            for network in _members(base, layers, epsilon, prefer):
+                place = _first_difference(network, layers)
+                if place is None:
+                    return network
+                tried.append((place, network))
+    if tried:
+        place, network = max(tried, key=lambda each: each[0])
+        raise ModelError(_other_field(network, layers, place))
+    nearest = max((base for base in bases if base.separable), key=lambda base: _common(base, layers))
+    raise ModelError(_other_kind(nearest, layers, _common(nearest, layers)))
 
 
 def _skeletons(layers: Sequence[Layer]) -> list[Network]:
-    """Returns networks whose kinds of layers are these, or the one that has most of them from the beginning on."""
+    """Returns the networks, alpha 1, that differ in the kinds of their layers, with the top and strides of these."""
     size, twos = layers[0].input, sum(layer.stride == 2 for layer in layers)
     last = [layer for layer in layers if layer.kernel > 1][-1:] or layers
     found = []
@@ -76,11 +77,10 @@ def _skeletons(layers: Sequence[Layer]) -> list[Network]:
             )
         except UsageError:
             continue
-        found.append((_common(base, layers), base))
+        found.append(base)
     if not found:
         raise ModelError(f"not a MobileNet: its input is {tuple(size)}")
-    most = max(common for common, _ in found)
-    return [base for common, base in found if common == most]
+    return found
 
 
 def _common(base: Network, layers: Sequence[Layer]) -> int:
@@ -91,16 +91,19 @@ def _common(base: Network, layers: Sequence[Layer]) -> int:
 
 def _members(base: Network, layers: Sequence[Layer], epsilon: float | None, prefer: Sequence[str]) -> Iterator[Network]:
     """Yields members with the widths of the layers, under the conventions that may explain them."""
-    for rules in _rules(base, layers, epsilon, prefer):
-        start = base.replace(conventions=rules)
-        shapes: dict[str, tuple[int, ...]] = {}
-        for layer, theirs in zip(start.layers, layers, strict=True):
-            shapes |= dataclasses.replace(theirs, name=layer.name, batch_norm=layer.batch_norm).tensors
-        try:
-            network = fitting.find(start, shapes)
-        except ValueError:
-            network = None
-        yield network or fitting.nearest(start, shapes)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer, theirs in zip(base.layers, layers, strict=True):
+        shapes |= dataclasses.replace(theirs, name=layer.name, batch_norm=layer.batch_norm).tensors
+    rules = list(_rules(base, layers, epsilon, prefer))
+    start = base.replace(conventions=rules[0])
+    found = fitting.find(start, shapes)
+    if found is None:
+        yield fitting.nearest(start, shapes)
+        return
+    widths = {name: getattr(found.conventions, name) for name in fitting.WIDTH_RULES}
+    for each in rules:
+        known = found.replace(conventions=each)
+        yield known if known.tensors == shapes else found.replace(conventions=dataclasses.replace(each, **widths))
 
 
 def _rules(

@@ -11,7 +11,7 @@ from ..errors import UsageError
 Shapes = Mapping[str, tuple[int, ...]]
 
 MAX_ALPHA = 16.0  # that is looked for
-_WIDTH_RULES = ("rounding", "divisor", "min_width", "fixed_stem", "scale_head", "round_expansion")
+WIDTH_RULES = ("rounding", "divisor", "min_width", "fixed_stem", "scale_head", "round_expansion")
 
 
 def explain(network: Network, shapes: Shapes) -> str:
@@ -99,7 +99,7 @@ def _width_rules(base: Network) -> list[Conventions]:
     found = [base.conventions]
     for source in sources(base.family):
         known = conventions(base.family, source)
-        rules = {name: getattr(known, name) for name in _WIDTH_RULES}
+        rules = {name: getattr(known, name) for name in WIDTH_RULES}
         found.append(dataclasses.replace(base.conventions, **rules))
     return list(dict.fromkeys(found))
 
