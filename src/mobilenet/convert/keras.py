@@ -7,7 +7,9 @@ them: .h5 as Keras 2 and 3 do, .weights.h5 as Keras 3 does.
 import dataclasses
 import io
 import re
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
 _MAX_ARCHIVE = 4 << 30  # bytes
 _MAX_MEMBERS = 1_000
 _MAX_RATIO = 8  # of a member's size to the archive's: weights hardly shrink
+_DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, OSError, ValueError, LookupError, RuntimeError, EOFError)
 _PREFER = ("keras", "notes", "mlperf_tiny")
 _CLASSES = {"depthwise": "depthwise_conv2d", "dense": "dense"}
 
@@ -61,12 +64,10 @@ def read_archive(path: Path, options: Options) -> Stored:
         archive = zipfile.ZipFile(io.BytesIO(read_regular(path, _MAX_ARCHIVE)))
         _check_members(path, archive.infolist())
         config, weights = archive.read(_CONFIG), archive.read(_WEIGHTS)
-    except (zipfile.BadZipFile, KeyError, RuntimeError, NotImplementedError, EOFError, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
-        raise ModelError(f"{shown(path)}: is no .keras file: {shown(str(error))}") from error
-    except ModelError:
-        raise
     except DataError as error:
         raise ModelError(str(error)) from error
+    except _DAMAGED as error:
+        raise ModelError(f"{shown(path)}: is no .keras file: {shown(str(error))}") from error
     return _whole(path, config, options, io.BytesIO(weights))
 
 
