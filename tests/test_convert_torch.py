@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mobilenet import reference
+import mobilenet
+from mobilenet import cli, reference
 from mobilenet.arch import Network, conventions, v1, v2
 from mobilenet.convert import convert, write
 from mobilenet.convert.names import TORCH, Source, keys, theirs
@@ -297,6 +298,21 @@ def test_names_of_formats_and_files(tmp_path: Path) -> None:
         write(model, tmp_path / "x", "caffe")
     with pytest.raises(ModelError, match=r"x.pth: needed is a name that ends in .safetensors; pickles"):
         write(model, tmp_path / "x.pth", "timm")
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = put(tmp_path / "a.safetensors", timm_state()[2])
+    given = ["import", str(path), "-o", str(tmp_path / "model"), "--resolution", "64x96", "--scaling", "unit"]
+    assert cli.main([*given, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["from"] == "timm's mobilenetv2"
+    assert (document["mean"], document["std"]) == ([0.0], [255.0])
+    model = mobilenet.load(tmp_path / "model")
+    assert model.network.input == (64, 96, 3)
+    assert cli.main(given) == 0
+    assert capsys.readouterr().out.startswith("MobileNetV2 alpha 0.35 64x96x3 5 classes of timm's mobilenetv2, pixels")
+    assert cli.main(["import", str(tmp_path / "none"), "-o", str(tmp_path / "other")]) == 3
+    assert not (tmp_path / "other").exists()
 
 
 # --------------------------------------------------------------------------------------- folders with a config.json
