@@ -248,6 +248,40 @@ def test_the_process_can_reach_nothing(tmp_path: Path) -> None:
     assert file.read_text() == "content"
 
 
+@LINUX
+def test_limits_follow_from_the_size_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    import resource
+
+    found: dict[int, int] = {}
+
+    def note(what: int, limits: tuple[int, int]) -> None:
+        found[what] = limits[0]
+        if what == resource.RLIMIT_CPU:
+            raise ValueError("the limit there is, is lower")
+
+    monkeypatch.setattr(resource, "setrlimit", note)
+    unpickle_child.limit(10 << 20)
+    assert found[resource.RLIMIT_FSIZE] == (20 << 20) + (1 << 20)
+    assert found[resource.RLIMIT_CORE] == 0
+    assert (1 << 30) + (30 << 20) < found[resource.RLIMIT_AS] < 1 << 46
+    assert found[resource.RLIMIT_CPU] == unpickle_child.SECONDS
+
+
+@LINUX
+def test_a_system_without_seccomp_reads_no_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ctypes
+
+    class Library:
+        """Is a C library whose kernel knows no filters."""
+
+        def prctl(self, option: int, *_: object) -> int:
+            return -1 if option == 22 else 0
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: Library())
+    with pytest.raises(OSError, match="this system can't forbid system calls"):
+        unpickle_child.forbid()
+
+
 def test_other_systems_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "m68k")
     with pytest.raises(OSError, match=r"pickles are read on Linux \(x86-64 or AArch64\) only"):

@@ -575,7 +575,10 @@ def shortcut_moved(layers: tuple[Layer, ...]) -> list[Layer]:
     ("change", "message"),
     [
         (shortcut_moved, r"layer 'block2.project' adds nothing, MobileNetV2 .* block1.project there"),
-        (lambda layers: list(layers[:-3]), "ends after layer .block16.project.; MobileNet V2 goes on with a 1x1 convolution"),
+        (
+            lambda layers: list(layers[:-3]),
+            "ends after layer .block16.project.; MobileNet V2 goes on with a 1x1 convolution",
+        ),
         (lambda layers: [replace(layer, input=layer.input._replace(height=8)) for layer in layers], "its input is"),
         (lambda _: [], "it has no convolution"),
     ],
