@@ -98,7 +98,7 @@ def _machine(target: Target) -> "binding.TargetMachine":
     binding.initialize_all_targets()
     binding.initialize_all_asmprinters()
     made = binding.Target.from_triple(target.triple)
-    return made.create_target_machine(cpu=target.cpu, opt=3, reloc="pic", codemodel="small")
+    return made.create_target_machine(cpu=target.cpu, features=target.features, opt=3, reloc="pic", codemodel="small")
 
 
 # ---------------------------------------------------------------------------------------------------------- workers

@@ -2,7 +2,7 @@
 
 import ctypes
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arch import Network
 from ..common.checks import integer
 from ..errors import UsageError
 from ..weights import fold
 from . import store
 from .driver import DRIVE, WAIT
-from .kernel import Floats, Kernel
+from .kernel import SIZES, Floats, Kernel, Words
 from .loader import Code
-from .lower import Plan, Step, for_floats, lower
+from .lower import Integers, Plan, Step, for_floats, lower
 from .memory import ALIGNMENT
 from .pack import aligned, pack
 from .targets import Target, choose
@@ -38,7 +39,13 @@ class NativeEngine:
     """
 
     def __init__(
-        self, model: "Model", threads: int | None = None, *, target: str | None = None, fuse: bool = True
+        self,
+        model: "Model",
+        threads: int | None = None,
+        *,
+        precision: str = "f32",
+        target: str | None = None,
+        fuse: bool = True,
     ) -> None:
         """Compiles a model, or takes its code from the cache; later changes of the model do not reach this engine.
 
@@ -46,7 +53,8 @@ class NativeEngine:
             model: what to run.
             threads: over which the images of a batch, or the rows and channels of a single one, are split, from 1 to
                 1024; None for one a processor.
-            target: "avx512", "avx2", "sse" or "neon"; None for `MOBILENET_TARGET` or the best that runs here.
+            precision: "f32", "bf16", or "int8" for a quantised model.
+            target: a name of `targets.TARGETS`; None for `MOBILENET_TARGET` or the best that runs here.
             fuse: whether blocks are computed in strips that stay in cache, where that is faster.
 
         Raises:
@@ -59,14 +67,22 @@ class NativeEngine:
         self.threads = threads
         self.network = model.network
         chosen = choose(target)
-        self.plan = lower(model.network, chosen, fuse=fuse)
-        together = lower(model.network, chosen, fuse=fuse, threads=threads) if threads > 1 else self.plan
+        facts = integers(model.network, model.tensors) if precision == "int8" else None
+        make = partial(lower, model.network, chosen, precision=precision, integers=facts, fuse=fuse)
+        self.plan = make()
+        together = make(threads=threads) if threads > 1 else self.plan
         code = _code(dict.fromkeys((*self.plan.kernels, *together.kernels)), chosen)
         # One packing serves both plans: it does not depend on who computes which rows.
         scaling = model.preprocessing.mean, model.preprocessing.std
-        weights = pack(self.plan, fold(model.network, model.tensors), *scaling)
-        self._alone = _Tapes(self.plan, code, weights)
-        self._together = _Tapes(together, code, weights)
+        tensors = model.tensors if precision == "int8" else fold(model.network, model.tensors)
+        weights = pack(self.plan, tensors, *scaling)
+        last_scale = last_zero = 0.0
+        if precision == "int8" and self.plan.numbers == "u8":
+            name = model.network.layers[-1].name
+            last_scale, last_zero = (float(model.tensors[f"{name}.{fact}"][0]) for fact in ("scale", "zero"))
+        decode = partial(_floats, self.plan.numbers, last_scale, last_zero)
+        self._alone = _Tapes(self.plan, code, weights, decode)
+        self._together = _Tapes(together, code, weights, decode)
         last = model.network.layers[-1]
         pooled = last.kind in ("dense", "average_pool", "max_pool")
         self._shape = last.output[2:] if pooled else tuple(last.output)
@@ -105,8 +121,8 @@ class NativeEngine:
 class _Tapes:
     """Is a plan with as much memory as there are threads that run it at a time."""
 
-    def __init__(self, plan: Plan, code: Code, weights: Floats) -> None:
-        self._make = partial(_Tape, plan, code, weights)
+    def __init__(self, plan: Plan, code: Code, weights: Words, decode: "Decode" = lambda x: x) -> None:
+        self._make = partial(_Tape, plan, code, weights, decode)
         self._idle: list[_Tape] = []  # list's append and pop are atomic
 
     def play(self, image: NDArray[Any], out: Floats) -> None:
@@ -122,15 +138,21 @@ class _Tapes:
 class _Tape:
     """Is a plan with memory of its own, as tables of calls that the driver makes, one for each thread."""
 
-    def __init__(self, plan: Plan, code: Code, weights: Floats) -> None:
-        self._arena = aligned(plan.arena)
+    def __init__(self, plan: Plan, code: Code, weights: Words, decode: "Decode" = lambda x: x) -> None:
+        self._arena = aligned(plan.arena).view(np.uint8)
+        for fill in plan.fills:
+            self._arena[fill.offset : fill.offset + fill.bytes] = np.resize(
+                np.array(fill.pattern, np.uint8), fill.bytes
+            )
         self._weights, self._code = weights, code  # must live as long as their addresses are here
         self._drive = code.function(DRIVE)
         self._counter = aligned(ALIGNMENT).view(np.int64)
         bases = {"arena": self._arena.ctypes.data, "weights": weights.ctypes.data, "pixels": 0}
         self._tables = [_Table(part, code, bases, self._counter, len(plan.parts)) for part in plan.parts]
-        stored = self._arena[plan.result // 4 :][: plan.stored.size].reshape(plan.stored)
+        size = plan.stored.size * SIZES[plan.numbers]
+        stored = self._arena[plan.result : plan.result + size].view(_KINDS[plan.numbers]).reshape(plan.stored)
         self._result = stored[..., : plan.network.layers[-1].output.channels]
+        self._decode = decode
         self._helpers: ThreadPoolExecutor | None = None
         self._process = 0
 
@@ -142,7 +164,7 @@ class _Tape:
         self._drive(*first)
         for help in helping:
             help.result()
-        out[...] = self._result.reshape(out.shape)
+        out[...] = self._decode(self._result).reshape(out.shape)
 
     def _pool(self, helpers: int) -> ThreadPoolExecutor:
         """Returns threads that sleep between images; new ones in a process that was forked, which has none."""
@@ -177,6 +199,34 @@ class _Table:
         table = self._bytes if image.dtype == np.uint8 else self._floats
         table[self._readers, 2] = self._offsets * image.itemsize + image.ctypes.data
         return table.ctypes.data, len(table)
+
+
+_KINDS: dict[str, Any] = {"f32": np.float32, "bf16": np.uint16, "u8": np.uint8}
+Decode = Callable[[NDArray[Any]], Floats]
+
+
+def _floats(numbers: str, scale: float, zero: float, stored: NDArray[Any]) -> Floats:
+    """Returns as floats what a plan's last layer has stored."""
+    if numbers == "bf16":
+        return (stored.astype(np.uint32) << 16).view(np.float32)
+    if numbers == "u8":
+        return (stored.astype(np.float32) - np.float32(zero)) * np.float32(scale)
+    return stored
+
+
+def integers(network: Network, tensors: Mapping[str, NDArray[Any]]) -> Integers:
+    """Returns what the code for a quantised model depends on."""
+    endings: dict[str, str] = {}
+    zeros: dict[str, tuple[int, ...]] = {}
+    zero = tuple(int(value) for value in tensors["pixels.zero"])
+    for layer in network.layers:
+        zeros[layer.name] = zero
+        if layer.kind in ("dense", "max_pool"):
+            continue
+        zero = (int(tensors[f"{layer.name}.zero"][0]),)
+        limits = int(tensors[f"{layer.name}.high"][0]) < 255 or (layer.activation != "linear" and zero != (0,))
+        endings[layer.name] = "rescaled+limits" if limits else "rescaled+zero" if zero != (0,) else "rescaled"
+    return Integers(endings, zeros)
 
 
 def _call(step: Step, function: int, bases: dict[str, int]) -> list[int]:
