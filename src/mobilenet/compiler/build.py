@@ -28,9 +28,10 @@ from .pointwise import Pointwise
 from .pool import Pool
 from .scale import Scale
 from .targets import TARGETS, Target
+from .tiled import Tiled
 
 _KINDS: dict[str, type[Kernel]] = {
-    kind.__name__: kind for kind in (Add, Conv, Dense, Depthwise, Pointwise, Pool, Scale)
+    kind.__name__: kind for kind in (Add, Conv, Dense, Depthwise, Pointwise, Pool, Scale, Tiled)
 }
 _PER_WORKER = 8  # kernels that are worth the start of a process, 0.2 s
 

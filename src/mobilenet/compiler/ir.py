@@ -159,6 +159,50 @@ class Code:
     def _high_half(self, words: Value) -> Value:
         return self.builder.bitcast(self.builder.and_(words, self.whole_numbers(-65536)), self._vector)
 
+    # ------------------------------------------------------------------------------------- products of whole matrices
+
+    def matrices(self, side: int, depth: int) -> None:
+        """Sets the matrix registers up, in words: 0 to 3 are sums [side, 16], 4 and 5 inputs [side, depth], 6 and 7
+        weights [depth, 16]."""  # fmt: skip
+        shapes = [(side, 16)] * 4 + [(side, depth)] * 2 + [(depth, 16)] * 2
+        columns = b"".join((4 * count).to_bytes(2, "little") for _, count in shapes)
+        table = bytes([1, *[0] * 15]) + columns.ljust(32, b"\0") + bytes(rows for rows, _ in shapes).ljust(16, b"\0")
+        kind = ir.ArrayType(_I8, len(table))
+        constant = ir.GlobalVariable(self.module, kind, "matrices")
+        constant.linkage, constant.global_constant, constant.align = "internal", True, 64
+        constant.initializer = ir.Constant(kind, bytearray(table))
+        self._call("llvm.x86.ldtilecfg", ir.VoidType(), constant)
+
+    def matrices_done(self) -> None:
+        """Gives the matrix registers up."""
+        self._call("llvm.x86.tilerelease", ir.VoidType())
+
+    def scratch(self, words: int) -> "Pointer":
+        """Returns memory for a kernel's own use."""
+        place = self.builder.alloca(ir.ArrayType(_I32, words))
+        place.align = 64
+        return Pointer(self, place, (1,))
+
+    def load_matrix(self, register: int, rows: "Pointer", stride: int) -> None:
+        """Loads a matrix whose rows are `stride` numbers apart."""
+        place, bytes_ = rows.value, _i64(stride * SIZES[rows.numbers])
+        self._call("llvm.x86.tileloadd64", ir.VoidType(), ir.Constant(_I8, register), place, bytes_)
+
+    def store_matrix(self, register: int, rows: "Pointer", stride: int) -> None:
+        """Stores a matrix, its rows `stride` numbers apart."""
+        place, bytes_ = rows.value, _i64(stride * SIZES[rows.numbers])
+        self._call("llvm.x86.tilestored64", ir.VoidType(), ir.Constant(_I8, register), place, bytes_)
+
+    def dot_matrices(self, numbers: str, sums: int, inputs: int, weights: int) -> None:
+        """Adds to the sums the product of inputs and weights, all three by their registers."""
+        name = {"bf16": "llvm.x86.tdpbf16ps", "u8": "llvm.x86.tdpbusd"}[numbers]
+        self._call(name, ir.VoidType(), *(ir.Constant(_I8, register) for register in (sums, inputs, weights)))
+
+    @staticmethod
+    def size(numbers: str) -> int:
+        """Returns the bytes of a number in memory."""
+        return SIZES[numbers]
+
     # ---------------------------------------------------------------------------------------------- kinds of numbers
 
     def to_floats(self, words: Value) -> Value:

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Literal
 
 from ..arch import Layer, Network, Shape
-from . import dense, depthwise, matrix
+from . import dense, depthwise, matrix, tiled
 from .add import Add
 from .conv import Conv
 from .dense import Dense
@@ -20,6 +20,7 @@ from .scale import Scale
 from .schedule import Call, Group, groups
 from .stages import STORED, Stage, alignment, input_channels, stages
 from .targets import Target
+from .tiled import Tiled
 
 Region = Literal["arena", "weights", "pixels"]
 
@@ -219,10 +220,16 @@ class _Lowering:
         if layer.kind == "pointwise":
             pixels = tuple(count * layer.output.width for count in counts)
             whole_map = layer.output.height * layer.output.width
+            adds = layer.adds is not None
+            if "tiles" in self.target.words and numbers != "f32":
+                high, tall, words, depth = tiled.shape(pixels, words, inputs * SIZES[numbers] // 4)
+                wide = min(vectors, 2)
+                ahead = tiled.lines_ahead(-(-pixels[0] // high), depth, wide) if counts == (stage.rows,) else 0
+                facts = numbers, words, inputs, stored, vectors, ending, adds, high, wide, ahead
+                return Tiled(*facts, tall, depth)
             high, wide = matrix.tile_shape(self.target, whole_map, pixels, vectors, words)
             # In strips the weights are in cache after the first; in one go every panel comes from the cache behind L2.
             ahead = matrix.lines_ahead(pixels[0] // high, wide, lanes) if counts == (stage.rows,) else 0
-            adds = layer.adds is not None
             return Pointwise(numbers, words, inputs, stored, vectors, ending, adds, high, wide, ahead)
         if layer.kind == "dense":
             wide = dense.panel_width(layer.output.channels, lanes)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _L1 = 1 << 15  # bytes
 _LINE = 16  # floats in a cache line
-_UNROLL = 4  # rounds of the loop over inputs in one: its counter and jump cost nothing beside 4·24 multiply-adds
+UNROLL = 4  # rounds of the loop over inputs in one: its counter and jump cost nothing beside 4·24 multiply-adds
 
 
 @cache
@@ -114,18 +114,19 @@ def lines_ahead(tiles: int, wide: int, lanes: int) -> int:
 
     Measured: 12% of V2 1.0 224 and 16% of V1, whose 14 and 17 MB of weights come through L2 once an image.
     """
-    return min(-(-_UNROLL * wide * lanes // _LINE // tiles), 2 * wide)
+    return min(-(-UNROLL * wide * lanes // _LINE // tiles), 2 * wide)
 
 
-def ahead_of(panel: "Pointer", size: int, inputs: int, pixel: "Index", high: int, lines: int) -> "tuple[Pointer, int]":
-    """Returns `tile`'s `ahead` for the tile at `pixel`: each tile's share of what follows a panel of `size` floats."""
-    return panel.shaped(1).at(size).shaped(inputs * _LINE // _UNROLL * lines // high).at(pixel), lines
+def ahead_of(panel: "Pointer", size: int, rounds: int, pixel: "Index", high: int, lines: int) -> "tuple[Pointer, int]":
+    """Returns the `ahead` of the tile at `pixel`, each tile's share of what follows a panel of `size` words: where it
+    begins, and the cache lines to ask for in each of its `rounds`."""  # fmt: skip
+    return panel.shaped(1).at(size).shaped(rounds * _LINE * lines // high).at(pixel), lines
 
 
-def _ask(ahead: "tuple[Pointer, int]", k: "Index") -> None:
-    """Asks for the next lines; k counts the inputs, `_UNROLL` in each round."""
+def ask(ahead: "tuple[Pointer, int]", k: "Index", each: int = 1) -> None:
+    """Asks for a round's lines; k counts what goes by, `each` in a round."""
     begin, lines = ahead
-    place = begin.shaped(lines * _LINE // _UNROLL, _LINE).at(k)
+    place = begin.shaped(lines * _LINE // each, _LINE).at(k)
     for line in range(lines):
         place.at(line).prefetch()
 
@@ -150,7 +151,7 @@ def tile(
     vectors = [v * code.lanes for v in range(wide)]
     # A loop even where it is short (the stem's runs are 9 inputs): written out, LLVM keeps what pixels side by side
     # have in common in more registers than there are, and takes 1.6 times as long.
-    unroll = 3 if length % 3 == 0 and length % _UNROLL else _UNROLL
+    unroll = 3 if length % 3 == 0 and length % UNROLL else UNROLL
     numbers = segments[0].numbers
     size = in_word(numbers, code.target)
     panel = panel.shaped(*panel.strides, numbers="f32" if numbers == "f32" else "i32")
@@ -167,7 +168,7 @@ def tile(
                 found += [code.dot(numbers, x, w, sums[p * wide + v]) for v, w in enumerate(weights)]
             return found
 
-        sums = code.unrolled(length, unroll, accumulate, sums, (lambda k: _ask(ahead, k)) if ahead else None)
+        sums = code.unrolled(length, unroll, accumulate, sums, (lambda k: ask(ahead, k, UNROLL)) if ahead else None)
     return [sums[p * wide : (p + 1) * wide] for p in range(high)]
 
 

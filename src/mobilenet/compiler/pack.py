@@ -58,6 +58,8 @@ def _packed(plan: Plan, kernel: Any, rows: tuple[NDArray[Any], NDArray[Any], lis
         weight = pad(weight, 2, kernel.channels)
         weight = weight.reshape(kernel.kernel, -1, weight.shape[-1])
     weight = matrix.words(weight, kernel.numbers, size)
+    if weight.ndim == 2:  # with those that fill matrices
+        weight = pad(weight, 0, kernel.inputs)
     return matrix.pack([bias, weight, *last], stored, kernel.wide * lanes)
 
 

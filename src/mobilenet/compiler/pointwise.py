@@ -59,7 +59,8 @@ class Pointwise(Kernel):
                 ahead = None
                 if self.ahead:
                     size = self.rows * wide * code.lanes
-                    ahead = matrix.ahead_of(parameters, size, self.inputs, pixel, self.high, self.ahead)
+                    rounds = self.inputs // matrix.UNROLL
+                    ahead = matrix.ahead_of(parameters, size, rounds, pixel, self.high, self.ahead)
                 sums = matrix.tile(code, self.high, wide, [piece], self.inputs, parameters, ahead)
                 last = parameters.shaped(wide * code.lanes, 1).at(1 + self.inputs).shaped(wide * code.lanes, 1)
                 for p, row in enumerate(sums):
