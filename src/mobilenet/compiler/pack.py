@@ -59,7 +59,7 @@ def _packed(plan: Plan, kernel: Any, rows: tuple[NDArray[Any], NDArray[Any], lis
         weight = weight.reshape(kernel.kernel, -1, weight.shape[-1])
     weight = matrix.words(weight, kernel.numbers, size)
     if weight.ndim == 2:  # with those that fill matrices
-        weight = pad(weight, 0, kernel.inputs)
+        weight = pad(weight, 0, kernel.inputs)  # type: ignore[arg-type]
     return matrix.pack([bias, weight, *last], stored, kernel.wide * lanes)
 
 
