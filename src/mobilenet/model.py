@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +15,16 @@ from . import notes as listing
 from . import photos
 from .arch import SCALINGS, Network, v1, v2
 from .common.checks import integer, short
-from .engine import Engine, Floats
 from .errors import UsageError
 from .photos.preprocessing import Preprocessing
+from .runner import Floats, Runner, runner
 from .storage import folder, transfer
 from .storage.folder import Stored
 from .storage.transfer import Transfer
 from .weights import check, initial
+
+if TYPE_CHECKING:
+    from .compiler.native import NativeEngine
 
 _BATCH = 32  # photos whose pixels are in memory at a time
 
@@ -116,6 +119,23 @@ class Model:
         stored = Stored(self.network, self.tensors, self._labels, self.preprocessing, self.notes)
         folder.save(path, stored, allow_nonfinite=allow_nonfinite)
 
+    def compile(self, precision: str = "f32", threads: int | None = None, target: str | None = None) -> "NativeEngine":
+        """Returns this model as machine code; compiled at first, then taken from the cache on disk.
+
+        Args:
+            precision: "f32".
+            threads: over which a batch's images, or one image's rows and channels, are split, from 1 to 1024; None for
+                one a processor.
+            target: "avx512", "avx2", "sse" or "neon"; None for `MOBILENET_TARGET` or the best that runs here.
+
+        Raises:
+            UsageError: names the argument, its value and the rule.
+            MobileNetError: compiling for the first time needs llvmlite, and it is not installed.
+        """
+        from .compiler.native import NativeEngine
+
+        return NativeEngine(self, threads, precision=precision, target=target)
+
     def summary(self) -> str:
         """Returns the layers as the source notes' Keras listing names them, with parameters and multiply-adds."""
         return listing.text(self.network)
@@ -179,8 +199,8 @@ class Model:
         )
 
     @cached_property
-    def _engine(self) -> Engine:
-        return Engine(self)
+    def _engine(self) -> Runner:
+        return runner(self)
 
     def _pixels(self, source: Any) -> NDArray[Any]:
         if isinstance(source, np.ndarray) and source.shape == self.network.input:

@@ -1,4 +1,4 @@
-"""Runs a model as machine code made for it: the engine of `engine.Engine`, with the same call, compiled."""
+"""Runs a model as machine code made for it."""
 
 import ctypes
 import os
@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common.checks import integer
-from ..errors import UsageError
-from ..weights import fold
+from ..common.checks import choice
+from ..common.progress import counter
+from ..errors import MobileNetError
+from ..runner import Runner
+from ..weights import Folded
 from . import store
 from .driver import DRIVE, WAIT
 from .kernel import Floats, Kernel
@@ -25,20 +27,25 @@ from .targets import Target, choose
 if TYPE_CHECKING:
     from ..model import Model
 
+PRECISIONS = ("f32",)
 _SPINS = 500  # of some 50 ns
 
 
-class NativeEngine:
-    """Computes logits from pixels; may be called from several threads at once.
-
-    An image's logits do not depend on the batch it comes in, nor on `threads`, bit by bit.
+class NativeEngine(Runner):
+    """Is the compiled engine, as `Model.compile` makes it.
 
     Attributes:
         plan: what is computed when.
     """
 
     def __init__(
-        self, model: "Model", threads: int | None = None, *, target: str | None = None, fuse: bool = True
+        self,
+        model: "Model",
+        threads: int | None = None,
+        *,
+        precision: str = "f32",
+        target: str | None = None,
+        fuse: bool = True,
     ) -> None:
         """Compiles a model, or takes its code from the cache; later changes of the model do not reach this engine.
 
@@ -46,44 +53,28 @@ class NativeEngine:
             model: what to run.
             threads: over which the images of a batch, or the rows and channels of a single one, are split, from 1 to
                 1024; None for one a processor.
+            precision: "f32".
             target: "avx512", "avx2", "sse" or "neon"; None for `MOBILENET_TARGET` or the best that runs here.
             fuse: whether blocks are computed in strips that stay in cache, where that is faster.
 
         Raises:
-            UsageError: names `threads` or `target`, its value and the rule.
+            UsageError: names `threads`, `precision` or `target`, its value and the rule.
             MobileNetError: the code is not in the cache and llvmlite is not installed; says how to install it.
         """
-        if threads is None:
-            threads = len(os.sched_getaffinity(0))
-        integer("threads", threads, 1, 1024)
-        self.threads = threads
-        self.network = model.network
+        super().__init__(model.network, threads)
+        choice("precision", precision, PRECISIONS)
         chosen = choose(target)
         self.plan = lower(model.network, chosen, fuse=fuse)
-        together = lower(model.network, chosen, fuse=fuse, threads=threads) if threads > 1 else self.plan
+        together = lower(model.network, chosen, fuse=fuse, threads=self.threads) if self.threads > 1 else self.plan
         code = _code(dict.fromkeys((*self.plan.kernels, *together.kernels)), chosen)
         # One packing serves both plans: it does not depend on who computes which rows.
         scaling = model.preprocessing.mean, model.preprocessing.std
-        weights = pack(self.plan, fold(model.network, model.tensors), *scaling)
+        weights = pack(self.plan, Folded(model.network, model.tensors), *scaling)
         self._alone = _Tapes(self.plan, code, weights)
         self._together = _Tapes(together, code, weights)
-        last = model.network.layers[-1]
-        pooled = last.kind in ("dense", "average_pool", "max_pool")
-        self._shape = last.output[2:] if pooled else tuple(last.output)
 
-    def __call__(self, pixels: NDArray[np.uint8] | Floats) -> Floats:
-        """Returns the logits of a batch, float32 [N, classes]; without the top [N, height, width, channels] or, pooled,
-        [N, channels].
-
-        Args:
-            pixels: uint8 or float32 [N, height, width, channels], values 0..255; N may be 0.
-
-        Raises:
-            UsageError: says which type and shape was given and which is needed.
-        """  # fmt: skip
-        self._check(pixels)
-        logits = np.empty((len(pixels), *self._shape), np.float32)
-        images: NDArray[Any] = np.ascontiguousarray(pixels)
+    def _run(self, images: NDArray[Any], logits: Floats) -> None:
+        images = np.ascontiguousarray(images)
         workers = min(self.threads, len(images))
         if workers > 1:
             with ThreadPoolExecutor(workers) as pool:
@@ -91,15 +82,6 @@ class NativeEngine:
         else:
             for image, out in zip(images, logits, strict=True):
                 self._together.play(image, out)
-        return logits
-
-    def _check(self, pixels: object) -> None:
-        needed = f"needed uint8 or float32 [N, {', '.join(map(str, self.network.input))}], values 0..255"
-        if not isinstance(pixels, np.ndarray):
-            raise UsageError(f"pixels: got {type(pixels).__name__}, {needed}")
-        if pixels.dtype not in (np.uint8, np.float32) or pixels.shape[1:] != self.network.input:
-            one = "; one image alone is pixels[None]" if pixels.shape == self.network.input else ""
-            raise UsageError(f"pixels: got {pixels.dtype} {list(pixels.shape)}, {needed}{one}")
 
 
 class _Tapes:
@@ -195,8 +177,13 @@ def _code(kernels: Iterable[Kernel], target: Target) -> Code:
     name = store.key(wanted, target)
     image = store.read(name)
     if image is None:
-        from .build import build  # only here is LLVM needed
-
-        image = build(wanted, target)
+        try:
+            from .build import build  # only here is LLVM needed
+        except ImportError as error:
+            raise MobileNetError(
+                f"compiling a network for the first time needs llvmlite, which can't be imported ({error}): pip "
+                "install llvmlite, or set MOBILENET_TARGET=numpy to run without compiled code"
+            ) from error
+        image = build(wanted, target, progress=counter("compiling"))
         store.write(name, image)
     return Code(*image)
