@@ -2,9 +2,13 @@
 
 import ctypes
 import os
-from collections.abc import Iterable, Sequence
+import time
+import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,11 +35,37 @@ PRECISIONS = ("f32",)
 _SPINS = 500  # of some 50 ns
 
 
+@dataclass(frozen=True)
+class Made:
+    """Is what a compiled engine consists of, and how it came about.
+
+    Attributes:
+        precision: of weights and activations.
+        target: the instruction set.
+        kernels: distinct pieces of code.
+        code: bytes of machine code.
+        weights: bytes, packed.
+        arena: bytes of activations that one image needs.
+        kept: the code's file in the cache; None if it could not be kept.
+        seconds: to make the engine, with or without compiling.
+    """
+
+    precision: str
+    target: str
+    kernels: int
+    code: int
+    weights: int
+    arena: int
+    kept: Path | None
+    seconds: float
+
+
 class NativeEngine(Runner):
     """Is the compiled engine, as `Model.compile` makes it.
 
     Attributes:
-        plan: what is computed when.
+        plan: what is computed when, for one image on one thread.
+        made: what it took to make it.
     """
 
     def __init__(
@@ -63,15 +93,20 @@ class NativeEngine(Runner):
         """
         super().__init__(model.network, threads)
         choice("precision", precision, PRECISIONS)
+        start = time.perf_counter()
         chosen = choose(target)
         self.plan = lower(model.network, chosen, fuse=fuse)
         together = lower(model.network, chosen, fuse=fuse, threads=self.threads) if self.threads > 1 else self.plan
-        code = _code(dict.fromkeys((*self.plan.kernels, *together.kernels)), chosen)
+        kernels = tuple(dict.fromkeys((*self.plan.kernels, *together.kernels)))
+        code, kept = _code(kernels, chosen)
         # One packing serves both plans: it does not depend on who computes which rows.
         scaling = model.preprocessing.mean, model.preprocessing.std
         weights = pack(self.plan, Folded(model.network, model.tensors), *scaling)
         self._alone = _Tapes(self.plan, code, weights)
         self._together = _Tapes(together, code, weights)
+        arenas = self.plan.arena, together.arena
+        self.made = Made(precision, chosen.name, len(kernels), code.size, weights.nbytes, max(arenas), kept,
+                         time.perf_counter() - start)  # fmt: skip
 
     def _run(self, images: NDArray[Any], logits: Floats) -> None:
         images = np.ascontiguousarray(images)
@@ -171,19 +206,22 @@ def _yield_address() -> int:
     return ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value or 0
 
 
-def _code(kernels: Iterable[Kernel], target: Target) -> Code:
-    """Returns the kernels' code from the cache, or compiled now and kept."""
-    wanted = tuple(kernels)
-    name = store.key(wanted, target)
+def _code(kernels: Sequence[Kernel], target: Target) -> tuple[Code, Path | None]:
+    """Returns the kernels' code from the cache, or compiled now and kept, and the file it is kept in."""
+    name = store.key(kernels, target)
     image = store.read(name)
-    if image is None:
-        try:
-            from .build import build  # only here is LLVM needed
-        except ImportError as error:
-            raise MobileNetError(
-                f"compiling a network for the first time needs llvmlite, which can't be imported ({error}): pip "
-                "install llvmlite, or set MOBILENET_TARGET=numpy to run without compiled code"
-            ) from error
-        image = build(wanted, target, progress=counter("compiling"))
-        store.write(name, image)
-    return Code(*image)
+    if image is not None:
+        return Code(*image), store.folder() / name
+    try:
+        from .build import build  # only here is LLVM needed
+    except ImportError as error:
+        raise MobileNetError(
+            f"compiling a network for the first time needs llvmlite, which can't be imported ({error}): pip "
+            "install llvmlite, or set MOBILENET_TARGET=numpy to run without compiled code"
+        ) from error
+    image = build(kernels, target, progress=counter("compiling"))
+    try:
+        return Code(*image), store.write(name, image)
+    except MobileNetError as error:
+        warnings.warn(f"compiled code can't be kept for the next start: {error}", stacklevel=2)
+        return Code(*image), None
