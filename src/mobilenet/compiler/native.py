@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from ..errors import MobileNetError
 from ..runner import Runner
 from ..weights import Folded
 from . import store
-from .driver import DRIVE, WAIT
+from .driver import DRIVE, MARK, WAIT
 from .kernel import Floats, Kernel
 from .loader import Code
 from .lower import Plan, Step, for_floats, lower
@@ -30,6 +31,7 @@ from .targets import Target, choose
 
 if TYPE_CHECKING:
     from ..model import Model
+    from .profile import Profile
 
 PRECISIONS = ("f32",)
 _SPINS = 500  # of some 50 ns
@@ -98,7 +100,7 @@ class NativeEngine(Runner):
         self.plan = lower(model.network, chosen, fuse=fuse)
         together = lower(model.network, chosen, fuse=fuse, threads=self.threads) if self.threads > 1 else self.plan
         kernels = tuple(dict.fromkeys((*self.plan.kernels, *together.kernels)))
-        code, kept = _code(kernels, chosen)
+        code, kept = load_code(kernels, chosen)
         # One packing serves both plans: it does not depend on who computes which rows.
         scaling = model.preprocessing.mean, model.preprocessing.std
         weights = pack(self.plan, Folded(model.network, model.tensors), *scaling)
@@ -107,6 +109,24 @@ class NativeEngine(Runner):
         arenas = self.plan.arena, together.arena
         self.made = Made(precision, chosen.name, len(kernels), code.size, weights.nbytes, max(arenas), kept,
                          time.perf_counter() - start)  # fmt: skip
+
+    def profile(self, pixels: NDArray[np.uint8] | Floats | None = None, seconds: float = 2.0) -> "Profile":
+        """Measures each layer, the whole, and what the machine can do at its best.
+
+        Args:
+            pixels: one image, [1, height, width, channels] as `__call__` takes it; None for noise.
+            seconds: to measure for, from 0.01 to 3600; more makes for figures that vary less.
+
+        Raises:
+            UsageError: names the argument, its value and the rule.
+        """
+        from .profile import profile
+
+        return profile(self, pixels, seconds)
+
+    def marked(self) -> tuple[Plan, "_Tape"]:
+        """Returns the plan of one image on this engine's threads, and a tape of it that tells the time of each step."""
+        return self._together.plan, self._together.marked()
 
     def _run(self, images: NDArray[Any], logits: Floats) -> None:
         images = np.ascontiguousarray(images)
@@ -123,8 +143,13 @@ class _Tapes:
     """Is a plan with as much memory as there are threads that run it at a time."""
 
     def __init__(self, plan: Plan, code: Code, weights: Floats) -> None:
+        self.plan = plan
         self._make = partial(_Tape, plan, code, weights)
         self._idle: list[_Tape] = []  # list's append and pop are atomic
+
+    def marked(self) -> "_Tape":
+        """Returns a tape for measurements."""
+        return self._make(marked=True)
 
     def play(self, image: NDArray[Any], out: Floats) -> None:
         """Runs one image."""
@@ -137,15 +162,23 @@ class _Tapes:
 
 
 class _Tape:
-    """Is a plan with memory of its own, as tables of calls that the driver makes, one for each thread."""
+    """Is a plan with memory of its own, as tables of calls that the driver makes, one for each thread.
 
-    def __init__(self, plan: Plan, code: Code, weights: Floats) -> None:
+    Attributes:
+        marks: if asked for, the clock's ticks before each step of each thread and after the last, of the last image.
+    """
+
+    def __init__(self, plan: Plan, code: Code, weights: Floats, *, marked: bool = False) -> None:
         self._arena = aligned(plan.arena)
         self._weights, self._code = weights, code  # must live as long as their addresses are here
         self._drive = code.function(DRIVE)
         self._counter = aligned(ALIGNMENT).view(np.int64)
         bases = {"arena": self._arena.ctypes.data, "weights": weights.ctypes.data, "pixels": 0}
-        self._tables = [_Table(part, code, bases, self._counter, len(plan.parts)) for part in plan.parts]
+        self.marks = [np.zeros(len(part) + 1, np.int64) for part in plan.parts] if marked else []
+        self._tables = [
+            _Table(part, code, bases, self._counter, len(plan.parts), marks)
+            for part, marks in zip_longest(plan.parts, self.marks)
+        ]
         stored = self._arena[plan.result // 4 :][: plan.stored.size].reshape(plan.stored)
         self._result = stored[..., : plan.network.layers[-1].output.channels]
         self._helpers: ThreadPoolExecutor | None = None
@@ -172,17 +205,29 @@ class _Table:
     """Is one thread's calls; those that read pixels get their address when it is known."""
 
     def __init__(
-        self, steps: Sequence[Step | None], code: Code, bases: dict[str, int], counter: NDArray[np.int64], threads: int
+        self,
+        steps: Sequence[Step | None],
+        code: Code,
+        bases: dict[str, int],
+        counter: NDArray[np.int64],
+        threads: int,
+        marks: NDArray[np.int64] | None,
     ) -> None:
         waits = 0
-        rows = []
-        for step in steps:
+        rows: list[list[int]] = []
+        readers: list[tuple[int, Step]] = []
+        for number, step in enumerate(steps):
+            if marks is not None:
+                rows.append(_mark(code, marks, number))
             if step is None:
                 waits += threads
                 rows.append([code.address[WAIT], counter.ctypes.data, _yield_address(), 0, 0, waits, _SPINS])
-            else:
-                rows.append(_call(step, code.address[repr(step.kernel)], bases))
-        readers = [(n, step) for n, step in enumerate(steps) if step and step.source.region == "pixels"]
+                continue
+            if step.source.region == "pixels":
+                readers.append((len(rows), step))
+            rows.append(_call(step, code.address[repr(step.kernel)], bases))
+        if marks is not None:
+            rows.append(_mark(code, marks, len(steps)))
         self._readers = np.array([n for n, _ in readers], np.int64)
         self._offsets = np.array([step.source.offset for _, step in readers], np.int64)
         self._bytes = np.array(rows, np.int64)
@@ -196,6 +241,10 @@ class _Table:
         return table.ctypes.data, len(table)
 
 
+def _mark(code: Code, marks: NDArray[np.int64], number: int) -> list[int]:
+    return [code.address[MARK], marks.ctypes.data + number * marks.itemsize, 0, 0, 0, 0, 0]
+
+
 def _call(step: Step, function: int, bases: dict[str, int]) -> list[int]:
     places = (bases[place.region] + place.offset for place in (step.out, step.source, step.parameters, step.extra))
     return [function, *places, step.begin, step.end]
@@ -206,7 +255,7 @@ def _yield_address() -> int:
     return ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value or 0
 
 
-def _code(kernels: Sequence[Kernel], target: Target) -> tuple[Code, Path | None]:
+def load_code(kernels: Sequence[Kernel], target: Target) -> tuple[Code, Path | None]:
     """Returns the kernels' code from the cache, or compiled now and kept, and the file it is kept in."""
     name = store.key(kernels, target)
     image = store.read(name)
