@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .ir import Index, Value
 
 MEMORY = 1 << 27  # bytes that are read for the bandwidth of memory: more than most caches hold
+CACHE = 1 << 19  # bytes that each thread reads again and again, for its L2 cache's: half of the smallest of servers
 _ROUNDS = 3000  # of the loop of multiply-adds: 0.2 ms, within which a thread is seldom interrupted
 _TIMES = 5
 _READS = 8  # vectors in a round of the loop that reads, each with a sum of its own
@@ -95,14 +96,15 @@ class Machine:
         seconds = self._run(self._peak, [(own.ctypes.data, _ROUNDS) for own in self._sums], _TIMES)
         return sum(2.0 * self._peak.chains * self.target.lanes * _ROUNDS / best for best in seconds)
 
-    def bandwidth(self, size: int = MEMORY) -> float:
-        """Returns the bytes per second that are read of `size` bytes, a share of them by each thread: best of 3."""
+    def bandwidth(self, size: int, times: int = 3) -> float:
+        """Returns the bytes per second that all threads read together, `size` bytes each again and again."""
         step = 4 * _READS * self.target.lanes
-        rounds = size // self.threads // step
+        rounds = max(size // step, 1)
         memory = aligned(rounds * self.threads * step)
         memory += 1  # pages that were never written would all be the same one
         begins = [memory.ctypes.data + n * rounds * step for n in range(self.threads)]
-        return memory.nbytes / min(max(self._run(self._read, [(begin, rounds) for begin in begins], 1)) for _ in "123")
+        seconds = self._run(self._read, [(begin, rounds) for begin in begins], times)
+        return sum(rounds * step / best for best in seconds)
 
     def _run(self, kernel: Kernel, calls: list[tuple[int, int]], times: int) -> list[float]:
         """Returns for each thread the seconds of the fastest of its runs; a call is where it reads, and its rounds."""

@@ -20,7 +20,7 @@ from ..common.text import bytes_text, table_text
 from ..cost import cost
 from ..errors import UsageError
 from .lower import Plan
-from .machine import MEMORY, Machine
+from .machine import CACHE, MEMORY, Machine
 
 if TYPE_CHECKING:
     from .native import NativeEngine
@@ -76,6 +76,7 @@ class Profile:
         throughput: images per second in batches.
         peak: floating-point operations per second that all threads can do, measured in the same moments.
         bandwidth: bytes per second that all threads can read of memory.
+        cache: the same of their L2 caches.
     """
 
     network: Network
@@ -89,6 +90,7 @@ class Profile:
     throughput: float
     peak: float
     bandwidth: float
+    cache: float
 
     @property
     def flops(self) -> int:
@@ -114,7 +116,8 @@ class Profile:
             "flops_per_second": self.speed,
             "share_of_peak": self.speed / self.peak,
             "peak_flops_per_second": self.peak,
-            "bandwidth": self.bandwidth,
+            "memory_bytes_per_second": self.bandwidth,
+            "cache_bytes_per_second": self.cache,
             "waiting": self.waiting,
             "layers": [
                 {
@@ -173,6 +176,11 @@ class Profile:
             ("speed", f"{self.speed / 1e9:,.1f} GFLOP/s", share),
             ("peak", f"{self.peak / 1e9:,.1f} GFLOP/s", f"measured, float32, {self.target}, {threads}"),
             ("memory", f"{self.bandwidth / 1e9:,.1f} GB/s", f"measured, reading {bytes_text(MEMORY)}"),
+            (
+                "cache",
+                f"{self.cache / 1e9:,.1f} GB/s",
+                f"measured, each thread reading {bytes_text(CACHE)} again and again",
+            ),
         ]
         return "\n".join(f"{name:<11}{figure:>16}  {remark}" for name, figure, remark in rows)
 
@@ -216,7 +224,8 @@ def profile(engine: "NativeEngine", pixels: NDArray[Any] | None, seconds: float)
         len(calls),
         len(batch) / statistics.median(batches),
         statistics.median(peaks),
-        machine.bandwidth(),
+        machine.bandwidth(MEMORY // engine.threads),
+        machine.bandwidth(CACHE, 50),
     )
 
 

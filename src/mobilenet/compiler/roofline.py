@@ -1,7 +1,7 @@
 """A profile as a picture: each layer's speed over its operations a byte, under what the machine can do (SVG).
 
-Williams, Waterman, Patterson 2009, "Roofline": a layer is below the flat roof, the multiply-adds, and, if its bytes
-come from memory, below the slanted one. The area of a dot is the layer's time.
+Williams, Waterman, Patterson 2009, "Roofline": a layer is below the flat roof, the multiply-adds, and below a slanted
+one, of memory or, where its bytes come from there, of the cache. The area of a dot is the layer's time.
 """
 
 import html
@@ -13,7 +13,6 @@ from .profile import LayerProfile, Profile
 _WIDTH, _HEIGHT = 760, 480
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 20, 56, 48
 _COLOURS = {"conv": "#c2410c", "depthwise": "#0369a1", "pointwise": "#4d7c0f", "dense": "#7e22ce"}
-_NAMED = 6  # layers whose names are written: those that take longest
 _STYLE = (
     "svg{background:#fff;font:12px system-ui,sans-serif}text{fill:#333}.roof{stroke:#111;stroke-width:2;fill:none}"
     ".grid{stroke:#ddd}circle{fill-opacity:.6}"
@@ -38,23 +37,21 @@ class _Log:
 def picture(profile: Profile) -> str:
     """Returns the SVG file of a profile."""
     layers = [each for each in profile.layers if each.flops and each.seconds]
-    ridge = profile.peak / profile.bandwidth
-    x = _Log([*(each.intensity for each in layers), ridge], _LEFT, _WIDTH - _RIGHT)
+    slants = {"memory": profile.bandwidth, "cache": profile.cache}
+    ridges = [profile.peak / speed for speed in slants.values()]
+    x = _Log([*(each.intensity for each in layers), *ridges], _LEFT, _WIDTH - _RIGHT)
     y = _Log([*(each.speed for each in layers), profile.peak], _HEIGHT - _BOTTOM, _TOP)
-    left = 10.0**x.low
-    foot = max(left * profile.bandwidth, 10.0**y.low)  # of the slanted roof, in operations per second
     title = f"{profile.network}, {profile.precision}, {profile.target}, threads: {profile.threads}"
     said = (
         f"{1e3 * profile.latency[1]:.2f} ms an image, {profile.speed / profile.peak:.0%} of the peak of "
-        f"{profile.peak / 1e9:.0f} GFLOP/s; memory {profile.bandwidth / 1e9:.1f} GB/s"
+        f"{profile.peak / 1e9:.0f} GFLOP/s; memory {profile.bandwidth / 1e9:.1f}, cache {profile.cache / 1e9:.0f} GB/s"
     )
     body = [
         f"<style>{_STYLE}</style>",
         _text(_LEFT, 20, title, "start", ' font-weight="600"'),
         _text(_LEFT, 40, said, "start"),
         *_frame(x, y),
-        f'<path class="roof" d="M{x(foot / profile.bandwidth):.1f} {y(foot):.1f}'
-        f'L{x(ridge):.1f} {y(profile.peak):.1f}H{_WIDTH - _RIGHT}"/>',
+        *(_roof(x, y, profile.peak, speed, name) for name, speed in slants.items()),
         *_dots(layers, x, y),
         *_legend(layers),
     ]
@@ -82,10 +79,18 @@ def _frame(x: _Log, y: _Log) -> list[str]:
     return found
 
 
+def _roof(x: _Log, y: _Log, peak: float, bandwidth: float, name: str) -> str:
+    foot = max(10.0**x.low * bandwidth, 10.0**y.low)  # in operations per second
+    begin, ridge = (x(foot / bandwidth), y(foot)), (x(peak / bandwidth), y(peak))
+    line = f'<path class="roof" d="M{begin[0]:.1f} {begin[1]:.1f}L{ridge[0]:.1f} {ridge[1]:.1f}H{_WIDTH - _RIGHT}"/>'
+    return line + _text(begin[0] + 8, begin[1] - 4, name, "start")
+
+
 def _dots(layers: Sequence[LayerProfile], x: _Log, y: _Log) -> list[str]:
     longest = sorted(layers, key=lambda each: -each.seconds)
-    found = []
-    for rank, each in enumerate(longest):  # the largest first: the others are drawn over it
+    found: list[str] = []
+    named: list[tuple[float, float]] = []
+    for each in longest:  # the largest first: the others are drawn over it
         radius = 3 + 13 * math.sqrt(each.seconds / longest[0].seconds)
         place = x(each.intensity), y(each.speed)
         said = f"{each.layer.name}: {1e6 * each.seconds:.1f} µs, {each.speed / 1e9:.1f} GFLOP/s"
@@ -93,8 +98,10 @@ def _dots(layers: Sequence[LayerProfile], x: _Log, y: _Log) -> list[str]:
             f'<circle cx="{place[0]:.1f}" cy="{place[1]:.1f}" r="{radius:.1f}" fill="{_COLOURS[each.layer.kind]}">'
             f"<title>{html.escape(said)}</title></circle>"
         )
-        if rank < _NAMED:
-            found.append(_text(place[0], place[1] + radius + 12, each.layer.name, "middle", ' font-size="10"'))
+        at = place[0], place[1] + radius + 12
+        if all(abs(at[0] - other[0]) > 90 or abs(at[1] - other[1]) > 11 for other in named):
+            named.append(at)
+            found.append(_text(*at, each.layer.name, "middle", ' font-size="10"'))
     return found
 
 
