@@ -11,20 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from . import notes as listing
 from . import photos
 from .arch import SCALINGS, Network, v1, v2
 from .common.checks import integer, short
 from .errors import UsageError
 from .photos.preprocessing import Preprocessing
 from .runner import Floats, Runner, runner
-from .storage import folder, transfer
+from .storage import folder
 from .storage.folder import Stored
-from .storage.transfer import Transfer
 from .weights import check, initial
 
 if TYPE_CHECKING:
     from .compiler.native import NativeEngine
+    from .storage.transfer import Transfer
 
 _BATCH = 32  # photos whose pixels are in memory at a time
 
@@ -138,7 +137,9 @@ class Model:
 
     def summary(self) -> str:
         """Returns the layers as the source notes' Keras listing names them, with parameters and multiply-adds."""
-        return listing.text(self.network)
+        from . import notes
+
+        return notes.text(self.network)
 
     @overload
     def predict(self, source: Path | str | bytes | Image) -> Prediction: ...
@@ -169,10 +170,10 @@ class Model:
         for begin in range(0, len(sources), _BATCH):
             pixels = [self._pixels(item) for item in sources[begin : begin + _BATCH]]
             # A float image in the batch makes all of it float; the values are the same.
-            found += [Prediction(_softmax(row), self.labels) for row in self._engine(np.stack(pixels))]
+            found += [Prediction(softmax(row), self.labels) for row in self._engine(np.stack(pixels))]
         return found if several else found[0]
 
-    def load_weights(self, path: str | os.PathLike[str], by_name: bool = True) -> Transfer:
+    def load_weights(self, path: str | os.PathLike[str], by_name: bool = True) -> "Transfer":
         """Takes over weights from a model folder, a .safetensors file, or a Keras .h5 file of the notes' listing.
 
         Args:
@@ -186,6 +187,8 @@ class Model:
         Raises:
             ModelError: names the file, the layer and both shapes; nothing has been loaded then.
         """
+        from .storage import transfer
+
         loaded, done = transfer.read(Path(path), self.network, by_name)
         self.tensors |= loaded
         self.__dict__.pop("_engine", None)
@@ -213,7 +216,8 @@ class Model:
         return photos.pixels(source, self.preprocessing)
 
 
-def _softmax(logits: Floats) -> Floats:
+def softmax(logits: Floats) -> Floats:
+    """Returns the probabilities of one image's logits, computed in float64."""
     powers = np.exp(logits.astype(np.float64) - logits.max())
     return np.asarray(powers / powers.sum(), np.float32)
 

@@ -40,7 +40,7 @@ class Peak(Kernel):
     def emit(self, code: "Written") -> None:
         """Writes the kernel."""
         places = [code.out.at(n * code.lanes) for n in range(self.chains)]
-        factor = code.source.broadcast()
+        factor = code.source.load()
 
         def multiply(_: "Index", *sums: "Value") -> "list[Value]":
             return [code.fma(value, factor, factor) for value in sums]

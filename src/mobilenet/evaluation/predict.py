@@ -27,10 +27,9 @@ from ..common.files import shown
 from ..common.parallel import processors
 from ..data.layouts import EXTENSIONS
 from ..errors import DataError, PhotoError, UsageError
-from ..model import Model, Prediction
+from ..model import Model, Prediction, softmax
 from ..photos.preprocessing import Preprocessing
 from ..runner import Runner, runner
-from .metrics import log_softmax
 
 Format = Literal["table", "jsonl", "json", "csv"]
 
@@ -211,8 +210,7 @@ def _predicted(engine: Runner, model: Model, paths: Iterable[Path], top: int, ba
 def _row(path: Path, logits: NDArray[np.float32], labels: tuple[str, ...], top: int) -> Row:
     if not np.isfinite(logits).all():
         return Row(path, error="the model's answer is not finite; are its weights whole?")
-    scores = np.exp(log_softmax(logits)).astype(np.float32)
-    return Row(path, tuple(Prediction(scores, labels).top(top)))
+    return Row(path, tuple(Prediction(softmax(logits), labels).top(top)))
 
 
 # ---------------------------------------------------------------------------------------------------- rows to text
