@@ -208,7 +208,7 @@ def profile(engine: "NativeEngine", pixels: NDArray[Any] | None, seconds: float)
         if not ticks:
             begin, start = tape.marks[0][-1], time.perf_counter()
         ticks.append([np.diff(marks) for marks in tape.marks])
-    rate = (tape.marks[0][-1] - begin) / (time.perf_counter() - start)
+    rate = float(tape.marks[0][-1] - begin) / (time.perf_counter() - start)
     layers, waiting = _layers(plan, ticks, rate, engine.made.precision)
     batch = np.repeat(pixels, _BATCH * engine.threads, axis=0)
     batches = [_seconds(engine, batch) for _ in range(3)]
@@ -270,15 +270,36 @@ def _bytes(layer: Layer, weights: int, size: int, reads_pixels: bool) -> int:
 
 
 def strips(plan: Plan) -> dict[str, list[str]]:
-    """Returns for each layer those whose calls alternate with its own, itself included, in the order of computation."""
+    """Returns for each layer those that go through the image with it, itself included, in the order of computation."""
+    runs = _between_waits(plan) if len(plan.parts) > 1 else _alternating([step.layer for step in plan.parts[0] if step])
+    return {name: run for run in runs for name in run}
+
+
+def _between_waits(plan: Plan) -> list[list[str]]:
+    """Returns the layers between which no thread waits for the others; one may have no part in some layer."""
+    runs: list[set[str]] = []
+    for part in plan.parts:
+        number = 0
+        for step in part:
+            if number == len(runs):
+                runs.append(set())
+            if step:
+                runs[number].add(step.layer)
+            else:
+                number += 1
     names = [layer.name for layer in plan.network.layers]
-    found: dict[str, list[str]] = {}
+    return [sorted(run, key=names.index) for run in runs if run]
+
+
+def _alternating(calls: Sequence[str]) -> list[list[str]]:
+    """Returns the layers in runs whose calls alternate."""
+    last = {name: number for number, name in enumerate(calls)}
+    runs: list[list[str]] = []
     end = -1
-    part = [step.layer for step in plan.parts[0] if step]
-    for name in names:
-        calls = [number for number, layer in enumerate(part) if layer == name]
-        group = found[names[names.index(name) - 1]] if calls and min(calls) < end else []
-        group.append(name)
-        found[name] = group
-        end = max([end, *calls])
-    return found
+    for index, name in enumerate(calls):
+        if index > end:
+            runs.append([])
+        if name not in runs[-1]:
+            runs[-1].append(name)
+        end = max(end, last[name])
+    return runs
