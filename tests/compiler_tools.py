@@ -113,7 +113,7 @@ def run_chain(network: Any, tensors: Any, pixels: np.ndarray, machine: Machine, 
     """Compiles a chain here and runs it in guarded memory."""
     plan = lower(network, machine.target, precision=machine.precision, fuse=fuse)
     code = Code(*build(plan.kernels, machine.target, workers=1))
-    decode = partial(native._floats, plan.numbers, 0.0, 0.0)
+    decode = partial(native._floats, plan.numbers, (1.0, 0.0))
     tape = native._Tape(plan, code, pack(plan, fold(network, tensors), *SCALING), decode)
     last = network.layers[-1].output
     results = []

@@ -22,8 +22,7 @@ from mobilenet.model import Model, create
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(store.ENVIRONMENT, str(tmp_path_factory.getbasetemp() / "code"))
+def _guarded(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (native, pack):
         monkeypatch.setattr(module, "aligned", guarded_floats)
 

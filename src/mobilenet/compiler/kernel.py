@@ -47,7 +47,9 @@ def whole(channels: int, lanes: int) -> int:
 
 
 def pad(array: Floats, axis: int, size: int) -> Floats:
-    """Returns the array with zeros behind it up to `size` in one axis."""
+    """Returns the array with zeros behind it up to `size` in one axis; itself where there are none."""
+    if array.shape[axis] == size:
+        return array
     pads = [(0, 0)] * array.ndim
     pads[axis] = (0, size - array.shape[axis])
     return np.pad(array, pads)
