@@ -19,7 +19,6 @@ from mobilenet.arch import Layer
 from mobilenet.model import Model
 
 Array = NDArray[Any]
-LIMITS = {"relu": (0.0,), "relu6": (0.0, 6.0), "linear": ()}
 
 
 def out_in_rows_columns(layer: Layer, weight: Array) -> Array:
@@ -44,7 +43,8 @@ def onnx_file(model: Model, batch: int) -> bytes:
         nodes.append(helper.make_node(kind, inputs, [output], **attributes))
         return output
 
-    clip = [constant(f"limit{n}", np.asarray(n, np.float32)) for n in (0, 6)]
+    clips = any(layer.activation == "relu6" for layer in network.layers)
+    limits = [constant(f"limit{n}", np.asarray(n, np.float32)) for n in (0, 6)] if clips else []
     name, last = "pixels", network.layers[-1].name
     for layer in network.layers:
         out = "logits" if layer.name == last else layer.name
@@ -70,7 +70,7 @@ def onnx_file(model: Model, batch: int) -> bytes:
         )
         active = f"{out}:active" if layer.adds else out
         if layer.activation == "relu6":
-            name = node("Clip", [name, *clip], active)
+            name = node("Clip", [name, *limits], active)
         elif layer.activation == "relu":
             name = node("Relu", [name], active)
         if layer.adds:

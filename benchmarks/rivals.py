@@ -5,13 +5,10 @@ only our engine scales the pixels itself within its time. Shapes are fixed for e
 the one that was faster here is taken; what was tried stands beside it.
 """
 
-import contextlib
-import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -82,10 +79,12 @@ class Side:
     """Is what takes part: made for a job, called to do it.
 
     Attributes:
+        package: what runs, as pip knows it.
         precisions: that it can do.
         settings: what was chosen, for the results.
     """
 
+    package: ClassVar[str]
     precisions: ClassVar[tuple[str, ...]] = ("f32",)
     settings: Mapping[str, object]
 
@@ -97,15 +96,11 @@ class Side:
         """Returns the logits [batch, classes]; valid until the next call."""
         raise NotImplementedError
 
-    @staticmethod
-    def version() -> str:
-        """Returns the version of what runs."""
-        raise NotImplementedError
-
 
 class Ours(Side):
     """Is the compiled engine; its time includes scaling the uint8 pixels."""
 
+    package = "mobilenet"
     precisions = ("f32", "bf16", "int8")
 
     def __init__(self, job: Job) -> None:
@@ -123,13 +118,11 @@ class Ours(Side):
     def __call__(self) -> Logits:
         return self._engine(self._pixels)
 
-    @staticmethod
-    def version() -> str:
-        return version("mobilenet")
-
 
 class OnnxRuntime(Side):
     """Is ONNX Runtime with all graph optimisations (which lay tensors out in blocks of channels) and spinning threads."""
+
+    package = "onnxruntime"
 
     def __init__(self, job: Job) -> None:
         import onnxruntime
@@ -148,14 +141,11 @@ class OnnxRuntime(Side):
     def __call__(self) -> Logits:
         return np.asarray(self._session.run(None, self._inputs)[0])
 
-    @staticmethod
-    def version() -> str:
-        return version("onnxruntime")
-
 
 class OpenVino(Side):
     """Is OpenVINO with the latency hint, one stream and the precision forced; it reads ONNX."""
 
+    package = "openvino"
     precisions = ("f32", "bf16")
 
     def __init__(self, job: Job) -> None:
@@ -183,13 +173,11 @@ class OpenVino(Side):
         self._request.infer()
         return np.asarray(self._logits)
 
-    @staticmethod
-    def version() -> str:
-        return version("openvino")
-
 
 class LiteRt(Side):
     """Is LiteRT with its default delegate, XNNPACK."""
+
+    package = "ai-edge-litert"
 
     def __init__(self, job: Job) -> None:
         from ai_edge_litert.interpreter import Interpreter
@@ -205,14 +193,11 @@ class LiteRt(Side):
         self._interpreter.invoke()
         return np.asarray(self._interpreter.get_tensor(self._output))
 
-    @staticmethod
-    def version() -> str:
-        return version("ai-edge-litert")
-
 
 class Ncnn(Side):
     """Is ncnn on the processor; a batch is one image after the other."""
 
+    package = "ncnn"
     precisions = ("f32", "bf16")
 
     def __init__(self, job: Job) -> None:
@@ -243,14 +228,11 @@ class Ncnn(Side):
         extractor.input("pixels", image)
         return np.array(extractor.extract("logits")[1], np.float32)
 
-    @staticmethod
-    def version() -> str:
-        return version("ncnn")
-
 
 class TorchEager(Side):
     """Is PyTorch as it stands: batch norm folded, channels_last, inference mode."""
 
+    package = "torch"
     precisions = ("f32", "bf16")
 
     def __init__(self, job: Job) -> None:
@@ -263,28 +245,30 @@ class TorchEager(Side):
         self._module = Folded(job.model).eval().to(memory_format=torch.channels_last, dtype=kind)
         pixels = torch.from_numpy(job.planes)
         self._pixels = pixels.to(memory_format=torch.channels_last, dtype=kind)
-        self._run: Callable[[Any], Any] = self._module
+        self._mode = torch.inference_mode
+        self._run: Callable[[Any], Any] = torch.fx.symbolic_trace(self._module)
         self.settings = {"memory_format": "channels_last", "inference_mode": True}
 
     def __call__(self) -> Logits:
-        with self._torch.inference_mode():
+        with self._mode():
             return np.asarray(self._run(self._pixels).float().numpy())
-
-    @staticmethod
-    def version() -> str:
-        return version("torch")
 
 
 class TorchCompiled(TorchEager):
-    """Is torch.compile with inductor and freezing, which lays the weights out once."""
+    """Is torch.compile with inductor: freezing, which lays the weights out once, and calls from C++, not Python.
+
+    Measured for V2 1.0 224: 14.8 ms with both, 16.8 without freezing; for V2 0.35 96: 4.1 ms with both, 6.1 without the
+    calls from C++.
+    """
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
         inductor: Any = self._torch._inductor.config
-        inductor.freezing = True
+        inductor.freezing = inductor.cpp_wrapper = True
+        self._mode = self._torch.no_grad  # freezing knows no other
         self._torch._dynamo.reset()
-        self._run = self._torch.compile(self._module, dynamic=False)
-        self.settings = {**self.settings, "backend": "inductor", "freezing": True}
+        self._run = self._torch.compile(self._run, dynamic=False)
+        self.settings = {**self.settings, "backend": "inductor", "freezing": True, "cpp_wrapper": True}
         self()
 
 
