@@ -52,7 +52,7 @@ class Case:
 
     Attributes:
         batches: from which each side takes the one that is fastest for it.
-        apart: whether a side may also give each thread images of its own, instead of each image to all threads.
+        apart: whether rivals may also run once for each thread, on a share of the batch each, at the same time.
         rivals_run: what the rivals run, where it is not the network itself.
     """
 
@@ -206,7 +206,9 @@ def make(worker: Worker, name: str, job: Job, apart: bool = False) -> dict[str, 
     if isinstance(answer, Unavailable):
         return str(answer)
     settings, logits = answer
-    right, far = (np.resize(part, logits.shape) for part in bounds(job.network, min(job.batch, 2), job.precision))
+    share = job.batch // job.threads if apart else job.batch  # each begins with the first image
+    known = bounds(job.network, min(job.batch, 2), job.precision)
+    right, far = (np.resize(np.resize(part, (share, logits.shape[1])), logits.shape) for part in known)
     error = np.abs(logits - right)
     if not (error <= far).all():
         raise SystemExit(f"{name}: logits of {job.network} are wrong by {error.max()}, allowed is {far.min()}")
@@ -216,22 +218,20 @@ def make(worker: Worker, name: str, job: Job, apart: bool = False) -> dict[str, 
 def best_made(worker: Worker, name: str, case: Case) -> dict[str, Any] | str:
     """Makes a side with the batch, and the use of threads, that are fastest for it."""
     network = case.network if name == "ours" else case.rivals_run or case.network
-    ways = [(batch, apart) for batch in case.batches for apart in (False, True) if batch > 1 or not apart]
-    tried: dict[str, float] = {}
-    jobs = {way: Job(network, case.threads, way[0], case.precision) for way in ways if case.apart or not way[1]}
-    if len(jobs) == 1:
-        (way,) = jobs
-        return make(worker, name, jobs[way])
-    for (batch, apart), job in jobs.items():
-        made = make(worker, name, job, apart)
-        if isinstance(made, str):
+    slow = SIDES[name].slow_to_make
+    ways = [(batch, False) for batch in case.batches[:: 2 if slow else 1]]
+    if case.apart and name != "ours" and not slow:  # our engine chooses that itself
+        ways += [(batch, True) for batch in case.batches if batch % case.threads == 0]
+    tried: dict[tuple[int, bool], float] = {}
+    for batch, apart in ways:
+        made = make(worker, name, Job(network, case.threads, batch, case.precision), apart)
+        if isinstance(made, str) or len(ways) == 1:
             return made
-        found = worker.ask("time", WARMING, SWEEPING)["wall"] / batch
-        tried[f"{batch} {'apart' if apart else 'together'}"] = found
-    fastest = min(tried, key=tried.__getitem__).split()
-    way = int(fastest[0]), fastest[1] == "apart"
-    made = make(worker, name, jobs[way], way[1])
-    return made if isinstance(made, str) else made | {"milliseconds_an_image_by_batch": tried}
+        tried[batch, apart] = worker.ask("time", WARMING, SWEEPING)["wall"] / batch
+    batch, apart = min(tried, key=tried.__getitem__)
+    made = make(worker, name, Job(network, case.threads, batch, case.precision), apart)
+    sweep = [{"batch": batch, "apart": apart, "wall": wall} for (batch, apart), wall in tried.items()]
+    return made if isinstance(made, str) else made | {"milliseconds_an_image": sweep}
 
 
 def run(case: Case, workers: dict[str, Worker], rounds: int) -> dict[str, Any]:

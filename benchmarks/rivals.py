@@ -81,11 +81,13 @@ class Side:
     Attributes:
         package: what runs, as pip knows it.
         precisions: that it can do.
+        slow_to_make: it takes so long that not all batches are tried.
         settings: what was chosen, for the results.
     """
 
     package: ClassVar[str]
     precisions: ClassVar[tuple[str, ...]] = ("f32",)
+    slow_to_make: ClassVar[bool] = False
     settings: Mapping[str, object]
 
     def __init__(self, job: Job) -> None:
@@ -120,7 +122,7 @@ class Ours(Side):
 
 
 class OnnxRuntime(Side):
-    """Is ONNX Runtime with all graph optimisations (which lay tensors out in blocks of channels) and spinning threads."""
+    """Is ONNX Runtime with all graph optimisations, which lay tensors out in blocks of channels; its threads spin."""
 
     package = "onnxruntime"
 
@@ -260,6 +262,8 @@ class TorchCompiled(TorchEager):
     Measured for V2 1.0 224: 14.8 ms with both, 16.8 without freezing; for V2 0.35 96: 4.1 ms with both, 6.1 without the
     calls from C++.
     """
+
+    slow_to_make = True
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
