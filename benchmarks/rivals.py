@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobilenet import arch
+from mobilenet.errors import UsageError
 from mobilenet.model import Model
 
 Logits = NDArray[np.float32]
@@ -107,18 +108,23 @@ class Ours(Side):
 
     def __init__(self, job: Job) -> None:
         from mobilenet.compiler.native import NativeEngine
+        from mobilenet.compiler.targets import choose
 
+        self._engine: Callable[[NDArray[np.uint8]], Logits]
         if hasattr(job.model, "compile"):
-            self._engine = job.model.compile(precision=job.precision, threads=job.threads)
+            try:
+                self._engine = job.model.compile(precision=job.precision, threads=job.threads)
+            except UsageError as error:
+                raise Unavailable(str(error)) from None
         elif job.precision == "f32":
             self._engine = NativeEngine(job.model, job.threads)
         else:
             raise Unavailable(f"no {job.precision} engine yet")
         self._pixels = job.pixels
-        self.settings = {"target": self._engine.plan.target.name}
+        self.settings = {"target": choose(None).name}
 
     def __call__(self) -> Logits:
-        return self._engine(self._pixels)
+        return np.asarray(self._engine(self._pixels))
 
 
 class OnnxRuntime(Side):
@@ -207,6 +213,8 @@ class Ncnn(Side):
         from formats import ncnn_files
 
         self._net = ncnn.Net()
+        self._blobs, self._workspace = ncnn.UnlockedPoolAllocator(), ncnn.PoolAllocator()  # as its own benchmark does
+        self._net.opt.blob_allocator, self._net.opt.workspace_allocator = self._blobs, self._workspace
         self._net.opt.num_threads = job.threads
         self._net.opt.use_vulkan_compute = False
         self._net.opt.use_bf16_storage = job.precision == "bf16"
@@ -220,7 +228,7 @@ class Ncnn(Side):
             if self._net.load_param(str(param)) or self._net.load_model(str(weights)):
                 raise Unavailable("ncnn can't read its own format as written by formats.py")
         self._images = [ncnn.Mat(image).clone() for image in job.planes]
-        self.settings = {"winograd": True, "sgemm": True, "packing_layout": True}
+        self.settings = {"winograd": True, "sgemm": True, "packing_layout": True, "allocators": "pools"}
 
     def __call__(self) -> Logits:
         return np.stack([self._run(image) for image in self._images])
@@ -244,7 +252,8 @@ class TorchEager(Side):
         self._torch, self._threads = torch, job.threads
         torch.set_num_threads(job.threads)
         kind = {"f32": torch.float32, "bf16": torch.bfloat16}[job.precision]
-        self._module = Folded(job.model).eval().to(memory_format=torch.channels_last, dtype=kind)
+        module: Any = Folded(job.model).eval().to(kind)
+        self._module = module.to(memory_format=torch.channels_last)
         pixels = torch.from_numpy(job.planes)
         self._pixels = pixels.to(memory_format=torch.channels_last, dtype=kind)
         self._mode = torch.inference_mode

@@ -29,7 +29,7 @@ class Ratio(NamedTuple):
 
 def milliseconds(side: dict[str, Any], clock: str = "wall") -> list[float]:
     """Returns a side's time for one image in each round."""
-    return [each[clock] / side["batch"] for each in side["rounds"]]
+    return [each / side["batch"] for each in side[clock]]
 
 
 def rivals(case: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -53,8 +53,8 @@ def share_of_peak(case: dict[str, Any], clock: str = "wall") -> float | None:
     if OURS not in case["sides"] or PEAK not in case["sides"]:
         return None
     peak = case["sides"][PEAK]
-    rates = [peak["settings"]["multiply_adds"] / time for time in milliseconds(peak, clock)]
-    ours = [case["multiply_adds"] / time for time in milliseconds(case["sides"][OURS], clock)]
+    rates: list[float] = [peak["settings"]["multiply_adds"] / time for time in milliseconds(peak, clock)]
+    ours: list[float] = [case["multiply_adds"] / time for time in milliseconds(case["sides"][OURS], clock)]
     return statistics.median(a / b for a, b in zip(ours, rates, strict=True))
 
 
@@ -99,7 +99,7 @@ def section(results: dict[str, Any]) -> str:
         "|---" * (len(heads) + 2) + "|",
         *(_row(title, cases[name], sides) for name, title in TITLES.items() if name in cases),
     ]
-    rounds = min(len(side["rounds"]) for case in cases.values() for side in case["sides"].values())
+    rounds = min(len(side["wall"]) for case in cases.values() for side in case["sides"].values())
     about = (
         f"Measured on {machine['date']} on {machine['processors']} processors of an {machine['processor']}, all in one "
         f"run, in turns, medians of {rounds} rounds, the ratio's least and largest round in brackets; batch 1 and "
@@ -144,13 +144,19 @@ def _headline(case: dict[str, Any]) -> str | None:
     )
 
 
+def read() -> dict[str, Any]:
+    """Returns the results, without cases before the first run."""
+    found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"cases": {}}
+    return found
+
+
 def written(readme: str, results: dict[str, Any]) -> str:
     """Returns the README with the section put between its markers."""
     before, begin, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise SystemExit(f"README.md: the lines {BEGIN.strip()!r} and {END!r} are needed around the table")
-    return f"{before}{BEGIN}\n{section(results)}\n{END}{after}"
+    return f"{before}{BEGIN}\n{section(results)}\n{END}{after}" if results["cases"] else f"{before}{BEGIN}{END}{after}"
 
 
 def main() -> None:
@@ -160,7 +166,7 @@ def main() -> None:
     given = parser.parse_args()
     readme = ROOT / "README.md"
     old = readme.read_text()
-    new = written(old, json.loads(RESULTS.read_text()))
+    new = written(old, read())
     if given.check:
         sys.exit(
             0 if new == old else "README.md: the table is not that of benchmarks/results.json; run this without --check"

@@ -18,7 +18,6 @@ class Folded(nn.Module):
         super().__init__()
         self._layers = model.network.layers
         self._shortcuts = {layer.adds for layer in self._layers}
-        self._modules |= {layer.name.replace(".", "_"): None for layer in self._layers}
         folded = weights.fold(model.network, model.tensors)
         for layer in self._layers:
             if layer.weight_shape is None:
@@ -26,23 +25,21 @@ class Folded(nn.Module):
             module = _module(layer)
             weight = folded[f"{layer.name}.weight"]
             weight = weight.T if layer.kind == "dense" else out_in_rows_columns(layer, weight)
-            with torch.no_grad():
-                module.weight.copy_(torch.from_numpy(weight.copy()))
-                module.bias.copy_(torch.from_numpy(folded[f"{layer.name}.bias"]))
-            self._modules[layer.name.replace(".", "_")] = module
+            state = {"weight": weight.copy(), "bias": folded[f"{layer.name}.bias"]}
+            module.load_state_dict({part: torch.from_numpy(array) for part, array in state.items()})
+            self.add_module(_place(layer), module)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the logits."""
         kept: dict[str | None, Tensor] = {}
         for layer in self._layers:
-            module = self._modules[layer.name.replace(".", "_")]
-            if module is None:
+            if layer.kind == "average_pool":
                 x = x.mean((2, 3))
                 continue
             (top, bottom), (left, right) = layer.padding
             if (top, left) != (bottom, right):
                 x = F.pad(x, (left, right, top, bottom))
-            x = module(x)
+            x = self.get_submodule(_place(layer))(x)
             if layer.activation != "linear":
                 x = F.relu6(x, inplace=True) if layer.activation == "relu6" else F.relu(x, inplace=True)
             if layer.adds:
@@ -50,6 +47,10 @@ class Folded(nn.Module):
             if layer.name in self._shortcuts:
                 kept[layer.name] = x
         return x
+
+
+def _place(layer: Layer) -> str:
+    return layer.name.replace(".", "_")
 
 
 def _module(layer: Layer) -> nn.Conv2d | nn.Linear:
