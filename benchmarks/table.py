@@ -8,6 +8,7 @@ import argparse
 import json
 import statistics
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,7 +102,7 @@ def section(results: dict[str, Any]) -> str:
     ]
     rounds = min(len(side["wall"]) for case in cases.values() for side in case["sides"].values())
     about = (
-        f"Measured on {machine['date']} on {machine['processors']} processors of an {machine['processor']}, all in one "
+        f"Measured on {machine['date']} on {machine['processors']} processors ({machine['processor']}), all in one "
         f"run, in turns, medians of {rounds} rounds, the ratio's least and largest round in brackets; batch 1 and "
         "float32 where nothing else is said. Same weights and pixels for all, logits checked against `reference.py` "
         "before anything is timed; ours includes scaling the uint8 pixels, the others get them scaled."
@@ -111,13 +112,12 @@ def section(results: dict[str, Any]) -> str:
         for name in ("v1-224-1", "v2-224-1")
         if name in cases and (share := share_of_peak(cases[name])) is not None
     ]
-    parts = [about, "\n".join(rows)]
+    parts = [textwrap.fill(about, 120), "\n".join(rows)]
     if shares:
-        parts.append(
-            f"Share of the multiply-adds that the processor can do at that moment, one thread: {', '.join(shares)}."
-        )
+        text = f"Share of the multiply-adds that the processor can do at that moment, one thread: {', '.join(shares)}."
+        parts.append(textwrap.fill(text, 120))
     if "headline" in cases and (headline := _headline(cases["headline"])):
-        parts.append(headline)
+        parts.append(textwrap.fill(headline, 120))
     return "\n\n".join(parts) + "\n"
 
 
