@@ -186,6 +186,10 @@ class Code:
         place, bytes_ = rows.value, _i64(stride * SIZES[rows.numbers])
         self._call("llvm.x86.tileloadd64", ir.VoidType(), ir.Constant(_I8, register), place, bytes_)
 
+    def clear_matrix(self, register: int) -> None:
+        """Makes a matrix zeros."""
+        self._call("llvm.x86.tilezero", ir.VoidType(), ir.Constant(_I8, register))
+
     def store_matrix(self, register: int, rows: "Pointer", stride: int) -> None:
         """Stores a matrix, its rows `stride` numbers apart."""
         place, bytes_ = rows.value, _i64(stride * SIZES[rows.numbers])

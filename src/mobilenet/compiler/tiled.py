@@ -1,8 +1,8 @@
 """Pointwise convolution where the machine multiplies whole matrices: 16 pixels by 16 words of inputs by 16 outputs.
 
-A block is up to four such products, whose sums start from the bias and stay in the machine's matrix registers while the
-inputs go by. Then they go through a scratch in L1 to the ending, which takes more time than the products do: while one
-block's sums are being stored, the machine multiplies for the next.
+A block is up to four such products, whose sums stay in the machine's matrix registers while the inputs go by. Then they
+go through a scratch in L1 to bias and ending. (Sums that start from the bias take four times as long: loading them is
+quick, multiplying onto what was just loaded is not.)
 """
 
 from collections.abc import Callable, Sequence
@@ -55,7 +55,7 @@ class Tiled(Pointwise):
                     last = parameters.at(1 + self.inputs).shaped(wide * code.lanes, 1)
                     matrix.store(code, sums, self.ending, last, out.at(*place), added)
 
-                for_pixels(code, scratch, self.numbers, self.high, wide, pixels)
+                for_pixels(code, scratch, self.numbers, self.high, wide, parameters, pixels)
 
             code.tiles(code.begin, code.end, self.high, block)
 
@@ -74,7 +74,7 @@ def multiply(
     side: int,
     ahead: "tuple[Pointer, int] | None" = None,
 ) -> None:
-    """Leaves the sums of a block, bias included, in the scratch, shaped [pixel][vector of outputs].
+    """Leaves the sums of a block, without bias, in the scratch, shaped [pixel][vector of outputs].
 
     Args:
         pieces: for each matrix of pixels, where each piece of its inputs begins, shaped [pixel][word].
@@ -86,8 +86,8 @@ def multiply(
     step, tall = wide * code.lanes, len(pieces)
     numbers = pieces[0][0].numbers
     sums = [(t, v) for t in range(tall) for v in range(wide)]
-    for t, v in sums:  # a stride of 0: every row is the bias
-        code.load_matrix(t * wide + v, panel.at(0, v * code.lanes), 0)
+    for t, v in sums:
+        code.clear_matrix(t * wide + v)
     for piece, first in enumerate(range(1, 1 + inputs * len(pieces[0]), inputs)):
 
         def products(block: "Index", piece: int = piece, first: int = first) -> None:
@@ -111,16 +111,24 @@ def multiply(
 
 
 def for_pixels(
-    code: "Code", scratch: "Pointer", numbers: str, high: int, wide: int, body: "Callable[[Index, list[Value]], None]"
+    code: "Code",
+    scratch: "Pointer",
+    numbers: str,
+    high: int,
+    wide: int,
+    panel: "Pointer",
+    body: "Callable[[Index, list[Value]], None]",
 ) -> None:
-    """Calls the body for each pixel of a block with its number and its sums."""
-    found = scratch.shaped(wide * code.lanes, 1, numbers="i32" if numbers == "u8" else "f32")
+    """Calls the body for each pixel of a block with its number and its sums, bias included."""
+    kind, join = ("i32", code.plus) if numbers == "u8" else ("f32", code.add)
+    found, bias = (place.shaped(wide * code.lanes, 1, numbers=kind) for place in (scratch, panel))
     unroll = next(count for count in (4, 3, 2, 1) if high % count == 0)
 
     def pixels(first: "Index") -> None:
         for n in range(unroll):
             p = code.sum(first, n)
-            body(p, [found.at(p, v * code.lanes).load() for v in range(wide)])
+            channels = [v * code.lanes for v in range(wide)]
+            body(p, [join(found.at(p, c).load(), bias.at(0, c).load()) for c in channels])
 
     code.loop(0, high, unroll, pixels)
 
