@@ -27,6 +27,7 @@ from .add import Add
 from .conv import Conv
 from .dense import Dense
 from .depthwise import Depthwise
+from .depthwise_bytes import DepthwiseBytes
 from .kernel import Kernel
 from .link import link
 from .pointwise import Pointwise
@@ -36,7 +37,7 @@ from .targets import TARGETS, Target
 from .tiled import Tiled
 
 _KINDS: dict[str, type[Kernel]] = {
-    kind.__name__: kind for kind in (Add, Conv, Dense, Depthwise, Pointwise, Pool, Scale, Tiled)
+    kind.__name__: kind for kind in (Add, Conv, Dense, Depthwise, DepthwiseBytes, Pointwise, Pool, Scale, Tiled)
 }
 _PER_WORKER = 8  # kernels that are worth the start of a process, 0.2 s
 

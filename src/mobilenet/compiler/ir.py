@@ -15,6 +15,7 @@ of four pointers and two whole numbers, so that a plan is a table of such calls.
 """
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
@@ -70,6 +71,15 @@ class Code:
         *pointers, self.begin, self.end = function.args
         self.builder = ir.IRBuilder(function.append_basic_block())
         self.out, self.source, self.parameters, self.extra = (Pointer(self, p, (1,)) for p in pointers)
+
+    def narrow(self, lanes: int) -> "Code":
+        """Returns the same kernel to be written with narrower vectors."""
+        code = copy(self)
+        code.lanes, code._vector, code._words = lanes, ir.VectorType(_F32, lanes), ir.VectorType(_I32, lanes)
+        code.out, code.source, code.parameters, code.extra = (
+            Pointer(code, place.value, (1,)) for place in (self.out, self.source, self.parameters, self.extra)
+        )
+        return code
 
     def finish(self) -> str:
         """Returns the module as LLVM's text."""
@@ -234,7 +244,34 @@ class Code:
     def four_order(self) -> tuple[int, ...]:
         """The order of channels in four vectors side by side that `Pointer.store_four` stores as bytes: machines take
         and give 16 bytes as 4, 4, 4 and 4."""  # fmt: skip
-        return four_order(self.target)
+        return four_order(self.target, self.lanes)
+
+    def interleaved(self, rows: "Sequence[Pointer]", size: int) -> list[Value]:
+        """Returns bytes of rows side by side: `size` rows in each word, as `dot` takes them, the words of each `size`
+        rows four vectors in the order of `four_order`."""  # fmt: skip
+        b, lanes = self.builder, self.lanes
+        whole = ir.VectorType(_I8, 4 * lanes)
+        loaded = [b.load(row.value, align=1, typ=whole) for row in rows]
+        order, found = self.four_order, []
+        for first in range(0, len(rows), size):
+            for v in range(4):
+                channels = order[v * lanes : (v + 1) * lanes]
+                found.append(self._side_by_side(loaded[first : first + size], channels))
+        return found
+
+    def _side_by_side(self, rows: Sequence[Value], channels: Sequence[int]) -> Value:
+        b, lanes, count = self.builder, self.lanes, 4 * self.lanes
+        pairs = []
+        for n in range(0, len(rows), 2):
+            mask = [channel + row * count for channel in channels for row in (0, 1)]
+            kind = ir.VectorType(_I32, 2 * lanes)
+            pairs.append(b.shuffle_vector(rows[n], rows[n + 1], ir.Constant(kind, mask)))
+        if len(pairs) == 1:  # numbers of 16 bits
+            return b.bitcast(b.zext(pairs[0], ir.VectorType(_I16, 2 * lanes)), self._words)
+        halves = [b.bitcast(pair, ir.VectorType(_I16, lanes)) for pair in pairs]
+        mask = [lane + half * lanes for lane in range(lanes) for half in (0, 1)]
+        both = b.shuffle_vector(*halves, ir.Constant(ir.VectorType(_I32, 2 * lanes), mask))
+        return b.bitcast(both, self._words)
 
     def _four_bytes(self, values: Sequence[Value]) -> Value:
         """Returns four vectors of whole numbers as one of bytes, the nearest that are."""
@@ -365,6 +402,10 @@ class Code:
     def product(self, x: Index, factor: int) -> Index:
         """Returns x·factor."""
         return x * factor if isinstance(x, int) else self.builder.mul(x, _i64(factor), flags=["nsw"])
+
+    def least(self, x: Index, y: int) -> Index:
+        """Returns the smaller."""
+        return min(x, y) if isinstance(x, int) else self._least(x, _i64(y))
 
     def _least(self, x: Value, y: Value) -> Value:
         return self.builder.select(self.builder.icmp_signed("<", x, y), x, y)

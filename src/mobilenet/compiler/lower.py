@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Literal
 
 from ..arch import Layer, Network, Shape
-from . import dense, depthwise, matrix, tiled
+from . import dense, depthwise, depthwise_bytes, matrix, tiled
 from .add import Add
 from .conv import Conv
 from .dense import Dense
@@ -217,9 +217,12 @@ class _Lowering:
             return Conv(reads, numbers, *shape, ending, high, wide, words)
         if layer.kind == "depthwise":
             high, wide = depthwise.tile_shape(self.target, layer.kernel, layer.output.width, min(counts))
-            return Depthwise(numbers, layer.input.height, layer.input.width, ring, stored, layer.kernel, layer.stride,
-                             top, left, layer.output.width, ending, self._zero(stage)[0],
-                             layer.name in self.integers.large, high, wide)  # fmt: skip
+            row = layer.output.width, ending, self._zero(stage)[0], layer.name in self.integers.large
+            shape = layer.input.height, layer.input.width, ring, stored, layer.kernel, layer.stride, top, left
+            kernel = Depthwise(numbers, *shape, *row, high, wide)
+            if numbers == "u8" and depthwise_bytes.fits(kernel):
+                return depthwise_bytes.of(kernel, self.target, min(counts))
+            return kernel
         if layer.kind == "pointwise":
             pixels = tuple(count * layer.output.width for count in counts)
             whole_map = layer.output.height * layer.output.width
