@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +13,17 @@ from PIL.Image import Image
 
 from . import photos
 from .arch import SCALINGS, Network, v1, v2
-from .common.checks import integer, short
+from .common.checks import choice, integer, short
 from .errors import UsageError
 from .photos.preprocessing import Preprocessing
 from .runner import Floats, Runner, runner
 from .storage import folder
-from .storage.folder import Stored
-from .weights import check, initial
+from .storage.folder import Precision, Stored
+from .weights import initial
+
+if TYPE_CHECKING:
+    from .compiler.native import NativeEngine
+    from .storage.transfer import Transfer
 
 if TYPE_CHECKING:
     from .compiler.native import NativeEngine
@@ -60,33 +64,39 @@ class Model:
 
     Attributes:
         network: the architecture.
-        tensors: by name as `network.tensors` lists them, float32; batch norm is not folded in.
+        tensors: by name as `network.tensors` lists them, float32; batch norm is not folded in. Of an int8 model
+            those of `quantized.specs`.
         labels: one for each class, "0", "1", … if none were given; none without the top.
         preprocessing: how a photo becomes the network's input.
         notes: facts of the run that made the model: section -> fact -> value, plain data.
+        precision: "f32" or "int8".
     """
 
     def __init__(
         self,
         network: Network,
-        tensors: Mapping[str, NDArray[np.float32]],
+        tensors: Mapping[str, NDArray[Any]],
         labels: Sequence[str] | None = None,
         preprocessing: Preprocessing | None = None,
         notes: Mapping[str, Any] | None = None,
+        precision: Precision = "f32",
     ) -> None:
         """Checks that the parts fit each other.
 
         Args:
             network: the architecture.
-            tensors: exactly those of `network.tensors`.
+            tensors: exactly those of `network.tensors`, or of `quantized.specs` for int8.
             labels: one for each class; None for numbers.
             preprocessing: None for the network's usual one, `usual_preprocessing`.
             notes: facts of the run, for the model card.
+            precision: "f32" or "int8".
 
         Raises:
+            UsageError: another precision.
             ModelError: names the tensor, label or size that does not fit, what it is and what is needed.
         """
-        check(network, tensors, allow_nonfinite=True)
+        choice("precision", precision, get_args(Precision))
+        folder.check_tensors(network, tensors, precision, allow_nonfinite=True)
         labels = None if labels is None else tuple(labels)
         folder.check_labels(network, labels)
         preprocessing = preprocessing or usual_preprocessing(network)
@@ -95,6 +105,7 @@ class Model:
         self.tensors = dict(tensors)
         self.preprocessing = preprocessing
         self.notes = dict(notes or {})
+        self.precision = precision
         self._labels = labels
 
     @cached_property
@@ -105,7 +116,8 @@ class Model:
         return tuple(map(str, range(self.network.classes))) if self.network.include_top else ()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.network}>"
+        int8 = " int8" if self.precision == "int8" else ""
+        return f"<{type(self).__name__} {self.network}{int8}>"
 
     def save(self, path: str | os.PathLike[str], *, allow_nonfinite: bool = False) -> None:
         """Writes the model folder `path`, whole or not at all; see docs/model-folder.md.
@@ -115,17 +127,20 @@ class Model:
                 the folder that holds files of something else.
             MobileNetError: names the file that could not be written, and why.
         """
-        stored = Stored(self.network, self.tensors, self._labels, self.preprocessing, self.notes)
+        stored = Stored(self.network, self.tensors, self._labels, self.preprocessing, self.notes, self.precision)
         folder.save(path, stored, allow_nonfinite=allow_nonfinite)
 
-    def compile(self, precision: str = "f32", threads: int | None = None, target: str | None = None) -> "NativeEngine":
+    def compile(
+        self, precision: str | None = None, threads: int | None = None, target: str | None = None
+    ) -> "NativeEngine":
         """Returns this model as machine code; compiled at first, then taken from the cache on disk.
 
         Args:
-            precision: "f32".
+            precision: "f32", "bf16", or "int8" of a quantised model; None for what the weights are.
             threads: over which a batch's images, or one image's rows and channels, are split, from 1 to 1024; None for
                 one a processor.
-            target: "avx512", "avx2", "sse" or "neon"; None for `MOBILENET_TARGET` or the best that runs here.
+            target: the instruction set, a name of `compiler.targets.TARGETS`; None for `MOBILENET_TARGET` or the best
+                that runs here.
 
         Raises:
             UsageError: names the argument, its value and the rule.
@@ -186,9 +201,11 @@ class Model:
 
         Raises:
             ModelError: names the file, the layer and both shapes; nothing has been loaded then.
+            UsageError: this is an int8 model.
         """
         from .storage import transfer
 
+        need_float(self, "load_weights")
         loaded, done = transfer.read(Path(path), self.network, by_name)
         self.tensors |= loaded
         self.__dict__.pop("_engine", None)
@@ -197,9 +214,11 @@ class Model:
     def without_top(self) -> "Model":
         """Returns the model that ends with the last feature map; it shares this one's arrays."""
         network = self.network.replace(include_top=False)
-        return Model(
-            network, {name: self.tensors[name] for name in network.tensors}, None, self.preprocessing, self.notes
-        )
+        from . import quantized
+
+        names = quantized.specs(network) if self.precision == "int8" else network.tensors
+        tensors = {name: self.tensors[name] for name in names}
+        return Model(network, tensors, None, self.preprocessing, self.notes, self.precision)
 
     @cached_property
     def _engine(self) -> Runner:
@@ -214,6 +233,12 @@ class Model:
                 f"{list(self.network.input)}, or a photo, uint8 [H, W, 3]"
             )
         return photos.pixels(source, self.preprocessing)
+
+
+def need_float(model: Model, what: str) -> None:
+    """Raises a `UsageError` that begins with `what` unless the model's weights are float32."""
+    if model.precision != "f32":
+        raise UsageError(f"{what}: {model!r} is quantised; needed is the float32 model that it was made from")
 
 
 def softmax(logits: Floats) -> Floats:

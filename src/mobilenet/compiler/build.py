@@ -33,9 +33,10 @@ from .pointwise import Pointwise
 from .pool import Pool
 from .scale import Scale
 from .targets import TARGETS, Target
+from .tiled import Tiled
 
 _KINDS: dict[str, type[Kernel]] = {
-    kind.__name__: kind for kind in (Add, Conv, Dense, Depthwise, Pointwise, Pool, Scale)
+    kind.__name__: kind for kind in (Add, Conv, Dense, Depthwise, Pointwise, Pool, Scale, Tiled)
 }
 _PER_WORKER = 8  # kernels that are worth the start of a process, 0.2 s
 
@@ -132,7 +133,7 @@ def _machine(target: Target) -> "binding.TargetMachine":
     binding.initialize_all_targets()
     binding.initialize_all_asmprinters()
     made = binding.Target.from_triple(target.triple)
-    return made.create_target_machine(cpu=target.cpu, opt=3, reloc="pic", codemodel="small")
+    return made.create_target_machine(cpu=target.cpu, features=target.features, opt=3, reloc="pic", codemodel="small")
 
 
 # ---------------------------------------------------------------------------------------------------------- workers

@@ -4,7 +4,7 @@ import ctypes
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arch import Network
 from ..common.checks import choice
 from ..common.progress import counter
-from ..errors import MobileNetError
+from ..errors import MobileNetError, UsageError
 from ..runner import Runner
 from ..weights import Folded
 from . import store
 from .driver import DRIVE, MARK, WAIT
-from .kernel import Floats, Kernel
+from .kernel import SIZES, Floats, Kernel, Words
 from .loader import Code
-from .lower import Plan, Step, for_floats, lower
+from .lower import Integers, Plan, Step, for_floats, lower
 from .memory import ALIGNMENT
 from .pack import aligned, pack
 from .targets import Target, choose
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from ..model import Model
     from .profile import Profile
 
-PRECISIONS = ("f32",)
+PRECISIONS = ("f32", "bf16", "int8")
 _SPINS = 500  # of some 50 ns
 
 
@@ -75,7 +76,7 @@ class NativeEngine(Runner):
         model: "Model",
         threads: int | None = None,
         *,
-        precision: str = "f32",
+        precision: str | None = None,
         target: str | None = None,
         fuse: bool = True,
     ) -> None:
@@ -85,8 +86,8 @@ class NativeEngine(Runner):
             model: what to run.
             threads: over which the images of a batch, or the rows and channels of a single one, are split, from 1 to
                 1024; None for one a processor.
-            precision: "f32".
-            target: "avx512", "avx2", "sse" or "neon"; None for `MOBILENET_TARGET` or the best that runs here.
+            precision: "f32", "bf16", or "int8"; None for what the model's weights are.
+            target: a name of `targets.TARGETS`; None for `MOBILENET_TARGET` or the best that runs here.
             fuse: whether blocks are computed in strips that stay in cache, where that is faster.
 
         Raises:
@@ -94,18 +95,26 @@ class NativeEngine(Runner):
             MobileNetError: the code is not in the cache and llvmlite is not installed; says how to install it.
         """
         super().__init__(model.network, threads)
+        precision = precision or model.precision
         choice("precision", precision, PRECISIONS)
+        if (precision == "int8") != (model.precision == "int8"):
+            fact = "is not quantised; Model.quantize makes one that is" if precision == "int8" else "is quantised"
+            raise UsageError(f"precision: got {precision!r}, but the model {fact}")
         start = time.perf_counter()
         chosen = choose(target)
-        self.plan = lower(model.network, chosen, fuse=fuse)
-        together = lower(model.network, chosen, fuse=fuse, threads=self.threads) if self.threads > 1 else self.plan
+        whole = model.precision == "int8"
+        facts = integers(model.network, model.tensors) if whole else None
+        make = partial(lower, model.network, chosen, precision=precision, integers=facts, fuse=fuse)
+        self.plan = make()
+        together = make(threads=self.threads) if self.threads > 1 else self.plan
         kernels = tuple(dict.fromkeys((*self.plan.kernels, *together.kernels)))
         code, kept = load_code(kernels, chosen)
         # One packing serves both plans: it does not depend on who computes which rows.
         scaling = model.preprocessing.mean, model.preprocessing.std
-        weights = pack(self.plan, Folded(model.network, model.tensors), *scaling)
-        self._alone = _Tapes(self.plan, code, weights)
-        self._together = _Tapes(together, code, weights)
+        weights = pack(self.plan, model.tensors if whole else Folded(model.network, model.tensors), *scaling)
+        decode = partial(_floats, self.plan.numbers, _last_scale(model))
+        self._alone = _Tapes(self.plan, code, weights, decode)
+        self._together = _Tapes(together, code, weights, decode)
         arenas = self.plan.arena, together.arena
         self.made = Made(precision, chosen.name, len(kernels), code.size, weights.nbytes, max(arenas), kept,
                          time.perf_counter() - start)  # fmt: skip
@@ -142,9 +151,9 @@ class NativeEngine(Runner):
 class _Tapes:
     """Is a plan with as much memory as there are threads that run it at a time."""
 
-    def __init__(self, plan: Plan, code: Code, weights: Floats) -> None:
+    def __init__(self, plan: Plan, code: Code, weights: Words, decode: "Decode" = np.asarray) -> None:
         self.plan = plan
-        self._make = partial(_Tape, plan, code, weights)
+        self._make = partial(_Tape, plan, code, weights, decode)
         self._idle: list[_Tape] = []  # list's append and pop are atomic
 
     def marked(self) -> "_Tape":
@@ -168,8 +177,13 @@ class _Tape:
         marks: if asked for, the clock's ticks before each step of each thread and after the last, of the last image.
     """
 
-    def __init__(self, plan: Plan, code: Code, weights: Floats, *, marked: bool = False) -> None:
-        self._arena = aligned(plan.arena)
+    def __init__(
+        self, plan: Plan, code: Code, weights: Words, decode: "Decode" = np.asarray, *, marked: bool = False
+    ) -> None:
+        self._arena = aligned(plan.arena).view(np.uint8)
+        for fill in plan.fills:
+            pattern = np.array(fill.pattern, np.uint8)
+            self._arena[fill.offset : fill.offset + fill.bytes] = np.resize(pattern, fill.bytes)
         self._weights, self._code = weights, code  # must live as long as their addresses are here
         self._drive = code.function(DRIVE)
         self._counter = aligned(ALIGNMENT).view(np.int64)
@@ -179,8 +193,10 @@ class _Tape:
             _Table(part, code, bases, self._counter, len(plan.parts), marks)
             for part, marks in zip_longest(plan.parts, self.marks)
         ]
-        stored = self._arena[plan.result // 4 :][: plan.stored.size].reshape(plan.stored)
+        size = plan.stored.size * SIZES[plan.numbers]
+        stored = self._arena[plan.result : plan.result + size].view(_KINDS[plan.numbers]).reshape(plan.stored)
         self._result = stored[..., : plan.network.layers[-1].output.channels]
+        self._decode = decode
         self._helpers: ThreadPoolExecutor | None = None
         self._process = 0
 
@@ -192,7 +208,7 @@ class _Tape:
         self._drive(*first)
         for help in helping:
             help.result()
-        out[...] = self._result.reshape(out.shape)
+        out[...] = self._decode(self._result).reshape(out.shape)
 
     def _pool(self, helpers: int) -> ThreadPoolExecutor:
         """Returns threads that sleep between images; new ones in a process that was forked, which has none."""
@@ -239,6 +255,42 @@ class _Table:
         table = self._bytes if image.dtype == np.uint8 else self._floats
         table[self._readers, 2] = self._offsets * image.itemsize + image.ctypes.data
         return table.ctypes.data, len(table)
+
+
+_KINDS: dict[str, Any] = {"f32": np.float32, "bf16": np.uint16, "u8": np.uint8}
+Decode = Callable[[NDArray[Any]], Floats]
+
+
+def _last_scale(model: "Model") -> tuple[float, float]:
+    """Returns scale and zero point of what the last layer stores, where those are bytes."""
+    last = model.network.layers[-1]
+    if model.precision != "int8" or last.kind == "dense":
+        return 1.0, 0.0
+    return float(model.tensors[f"{last.name}.scale"][0]), float(model.tensors[f"{last.name}.zero"][0])
+
+
+def _floats(numbers: str, last: tuple[float, float], stored: NDArray[Any]) -> Floats:
+    """Returns as floats what a plan's last layer has stored."""
+    if numbers == "bf16":
+        return (stored.astype(np.uint32) << 16).view(np.float32)
+    if numbers == "u8":
+        return (stored.astype(np.float32) - np.float32(last[1])) * np.float32(last[0])
+    return stored
+
+
+def integers(network: Network, tensors: Mapping[str, NDArray[Any]]) -> Integers:
+    """Returns what the code for a quantised model depends on."""
+    endings: dict[str, str] = {}
+    zeros: dict[str, tuple[int, ...]] = {}
+    zero = tuple(int(value) for value in tensors["pixels.zero"])
+    for layer in network.layers:
+        zeros[layer.name] = zero
+        if layer.kind in ("dense", "max_pool"):
+            continue
+        zero = (int(tensors[f"{layer.name}.zero"][0]),)
+        limits = int(tensors[f"{layer.name}.high"][0]) < 255 or (layer.activation != "linear" and zero != (0,))
+        endings[layer.name] = "rescaled+limits" if limits else "rescaled+zero" if zero != (0,) else "rescaled"
+    return Integers(endings, zeros)
 
 
 def _mark(code: Code, marks: NDArray[np.int64], number: int) -> list[int]:
