@@ -1,6 +1,8 @@
 """How compiled models are used: by default, from the cache, in little time and memory, in threads and in forks."""
 
+import contextlib
 import os
+import pty
 import re
 import subprocess
 import sys
@@ -147,6 +149,29 @@ def test_an_error_of_a_kernel_ends_the_compilation(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(build, "compile_kernel", broken)
     with pytest.raises(IndexError, match="of a kernel"):
         build.build(SCALES, targets.runnable()[0], workers=1)
+
+
+def test_ctrl_c_ends_a_compilation_without_a_word_of_its_workers(tmp_path: Path) -> None:
+    """On a terminal of its own, where Ctrl-C goes to every process in the foreground."""
+    model = tmp_path / "model"
+    create(v2(0.35, 96)).save(model)
+    process, terminal = pty.fork()
+    if not process:
+        os.execve(
+            sys.executable,
+            [sys.executable, "-m", "mobilenet", "compile", str(model)],
+            environment(**{store.ENVIRONMENT: str(tmp_path / "code")}),
+        )
+    shown = b""
+    with contextlib.suppress(OSError):  # the terminal is gone when its last process is
+        while part := os.read(terminal, 4096):
+            if b"compiling" in part and b"compiling" not in shown:
+                os.write(terminal, b"\x03")
+            shown += part
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 130
+    os.close(terminal)
+    assert b"mobilenet compile: interrupted" in shown
+    assert b"Traceback" not in shown
 
 
 def test_a_worker_takes_no_module_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
