@@ -54,10 +54,12 @@ class Integers:
     Attributes:
         endings: of each layer that rescales its sums, as `ending` says.
         zeros: of each layer, what zero is in its input: for each channel, or one for all.
+        large: depthwise layers with sums that floats can't hold exactly.
     """
 
     endings: Mapping[str, str] = field(default_factory=dict)
     zeros: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    large: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -216,14 +218,15 @@ class _Lowering:
         if layer.kind == "depthwise":
             high, wide = depthwise.tile_shape(self.target, layer.kernel, layer.output.width, min(counts))
             return Depthwise(numbers, layer.input.height, layer.input.width, ring, stored, layer.kernel, layer.stride,
-                             top, left, layer.output.width, ending, self._zero(stage)[0], high, wide)  # fmt: skip
+                             top, left, layer.output.width, ending, self._zero(stage)[0],
+                             layer.name in self.integers.large, high, wide)  # fmt: skip
         if layer.kind == "pointwise":
             pixels = tuple(count * layer.output.width for count in counts)
             whole_map = layer.output.height * layer.output.width
             adds = layer.adds is not None
             if "tiles" in self.target.words and numbers != "f32":
-                high, tall, words, depth = tiled.shape(pixels, words, inputs * SIZES[numbers] // 4)
-                wide = min(vectors, 2)
+                room = inputs * SIZES[numbers] // 4
+                high, wide, tall, words, depth = tiled.shape(pixels, vectors, words, room)
                 ahead = tiled.lines_ahead(-(-pixels[0] // high), depth, wide) if counts == (stage.rows,) else 0
                 facts = numbers, words, inputs, stored, vectors, ending, adds, high, wide, ahead
                 return Tiled(*facts, tall, depth)

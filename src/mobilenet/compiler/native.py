@@ -19,6 +19,7 @@ from ..arch import Network
 from ..common.checks import choice
 from ..common.progress import counter
 from ..errors import MobileNetError, UsageError
+from ..quantized import EXACT, largest_sums
 from ..runner import Runner
 from ..weights import Folded
 from . import store
@@ -290,7 +291,8 @@ def integers(network: Network, tensors: Mapping[str, NDArray[Any]]) -> Integers:
         zero = (int(tensors[f"{layer.name}.zero"][0]),)
         limits = int(tensors[f"{layer.name}.high"][0]) < 255 or (layer.activation != "linear" and zero != (0,))
         endings[layer.name] = "rescaled+limits" if limits else "rescaled+zero" if zero != (0,) else "rescaled"
-    return Integers(endings, zeros)
+    large = (x.name for x in network.layers if x.kind == "depthwise" and largest_sums(x, tensors).max() >= EXACT)
+    return Integers(endings, zeros, frozenset(large))
 
 
 def _mark(code: Code, marks: NDArray[np.int64], number: int) -> list[int]:

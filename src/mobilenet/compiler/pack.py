@@ -10,7 +10,7 @@ from . import depthwise, ending, matrix
 from .conv import Conv
 from .dense import Dense
 from .depthwise import Depthwise
-from .kernel import Floats, Kernel, Words, in_word, pad
+from .kernel import Floats, Kernel, Words, four_order, in_word, pad
 from .lower import Plan
 from .memory import ALIGNMENT
 from .pool import Pool
@@ -60,7 +60,8 @@ def _packed(plan: Plan, kernel: Any, rows: tuple[NDArray[Any], NDArray[Any], lis
     weight = matrix.words(weight, kernel.numbers, size)
     if weight.ndim == 2:  # with those that fill matrices
         weight = pad(weight, 0, kernel.inputs)  # type: ignore[arg-type]
-    return matrix.pack([bias, weight, *last], stored, kernel.wide * lanes)
+    fours = four_order(plan.target) if kernel.numbers == "u8" and not isinstance(kernel, Dense) else ()
+    return matrix.pack([bias, weight, *last], stored, kernel.wide * lanes, fours)
 
 
 def _whole_numbers(
@@ -77,7 +78,7 @@ def _whole_numbers(
         weight = tensors[f"{layer}.weight"].astype(np.int64)
         terms = weight * (zero if weight.ndim == 3 or len(zero) == 1 else zero[:, None])
         bias = tensors[f"{layer}.bias"] - terms.reshape(-1, outputs).sum(0)
-        exact = np.float32 if isinstance(kernel, Depthwise) else np.int32
+        exact = np.float32 if isinstance(kernel, Depthwise) and not kernel.large else np.int32
         bias, weight = bias.astype(exact), weight.astype(np.float32)
     if isinstance(kernel, Dense):
         return bias, weight, [_row(tensors[f"{layer}.multiplier"], outputs, np.float32)]
