@@ -7,7 +7,6 @@ over processes: `python -m mobilenet.compiler.build` is such a worker.
 import contextlib
 import json
 import os
-import signal
 import struct
 import subprocess
 import sys
@@ -148,7 +147,10 @@ class _Worker:
         self.target = target
         # -P: no module is taken from the current folder.
         command = [sys.executable, "-P", "-m", "mobilenet.compiler.build"]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment())
+        # In a group of its own: Ctrl-C reaches this process alone, which closes the orders, and that ends the worker.
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment(), process_group=0
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -194,5 +196,4 @@ def work(orders: BinaryIO, results: BinaryIO) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches whoever gave the orders as well, and it ends this
     work(sys.stdin.buffer, sys.stdout.buffer)
