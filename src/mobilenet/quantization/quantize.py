@@ -1,0 +1,120 @@
+"""Post-training quantisation: a float32 model and a few dozen photos in, an int8 model out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import photos
+from ..common.checks import choice, integer, short
+from ..common.progress import Progress
+from ..errors import DataError, PhotoError, UsageError
+from ..evaluation.predict import photo_paths
+from ..model import Model, need_float
+from ..weights import check_values, fold
+from . import folded
+from .equalise import equalised
+from .ranges import METHODS
+from .sweep import Choices, Sweep
+
+PHOTOS = 48
+"""Photos that ranges are measured on, of as many as there are: twice as many change the answers no more than others."""
+
+_LARGEST = 1 << 26  # numbers of the largest feature map for all photos together: about 1 GiB in all
+_T = TypeVar("_T")
+
+
+class Quantized(NamedTuple):
+    """Is what quantisation made.
+
+    Attributes:
+        model: int8, with the labels and preprocessing of the float32 model.
+        ratios: by layer its output in float32 over its error in int8, mean squares over the photos, in dB.
+        paths: of the photos that it was measured on; none of an array.
+    """
+
+    model: Model
+    ratios: dict[str, float]
+    paths: tuple[Path, ...]
+
+
+def quantize(
+    model: Model,
+    images: Path | str | NDArray[np.uint8],
+    choices: Choices | None = None,
+    *,
+    count: int = PHOTOS,
+    progress: Progress | None = None,
+) -> Quantized:
+    """Returns the int8 model of a float32 model.
+
+    Args:
+        model: float32, trained.
+        images: what photos are like that the model will see, labels are not needed: uint8 [N, H, W, channels] or
+            [N, H, W, 3], or a folder, at any depth, or a list `@photos.txt`.
+        choices: None for the best known.
+        count: photos that are taken of `images`, evenly spread, fewer of large networks.
+        progress: is called with the layers done and their number.
+
+    Raises:
+        UsageError: names the argument that is outside its rule; the model is not float32.
+        DataError: there are no photos, or half of those taken can't be read; the first is named.
+        ModelError: names the tensor with NaN or infinity, or the layer whose sums would not fit an int32.
+    """
+    need_float(model, "quantize")
+    choices = choices or Choices()
+    choice("method", choices.method, METHODS)
+    integer("count", count, 1, 65536)
+    check_values(model.tensors)
+    network, preprocessing = model.network, model.preprocessing
+    count = min(count, max(_LARGEST // max(layer.output.size for layer in network.layers), 1))
+    pixels, paths = _pixels(model, images, count)
+    weights = fold(network, model.tensors)
+    if choices.equalise:
+        seen = folded.run(network, weights, folded.scaled(pixels, preprocessing))
+        weights = equalised(network, weights, {layer.name: y.reshape(-1, y.shape[-1]).max(0) for layer, y in seen})
+    sweep = Sweep(network, weights, preprocessing, pixels, choices, progress)
+    facts = {
+        "photos": len(pixels),
+        "ranges": choices.method,
+        "signal to noise of the output, dB": round(sweep.ratios[network.layers[-1].name], 1),
+    }
+    notes = model.notes | {"Quantisation": facts}
+    made = Model(network, sweep.tensors, model._labels, preprocessing, notes, "int8")
+    return Quantized(made, sweep.ratios, paths)
+
+
+def _pixels(model: Model, images: Any, count: int) -> tuple[NDArray[np.uint8], tuple[Path, ...]]:
+    """Returns `count` images as the network's input, evenly taken, and the paths of those that are files."""
+    if isinstance(images, str | Path):
+        paths = tuple(evenly(list(photo_paths([images])), count))
+        return _decoded(model, paths)
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4 or not len(images):
+        got = f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else short(images)
+        raise UsageError(f"images: got {got}, needed uint8 [N, H, W, 3] with N from 1, or a folder of photos")
+    taken = images[:: -(-len(images) // count)]
+    if taken.shape[1:] == model.network.input:
+        return taken, ()
+    return np.stack([photos.pixels(image, model.preprocessing) for image in taken]), ()
+
+
+def evenly(items: Sequence[_T], count: int) -> list[_T]:
+    """Returns at most `count` of the items, evenly spread."""
+    return [items[len(items) * n // count] for n in range(count)] if len(items) > count else list(items)
+
+
+def _decoded(model: Model, paths: tuple[Path, ...]) -> tuple[NDArray[np.uint8], tuple[Path, ...]]:
+    found: dict[Path, NDArray[np.uint8]] = {}
+    troubles: list[str] = []
+    for path in paths:
+        try:
+            found[path] = photos.pixels(path, model.preprocessing)
+        except PhotoError as error:
+            troubles.append(str(error))
+    if len(found) <= len(troubles):
+        raise DataError(
+            f"{len(troubles)} of {len(paths)} photos to quantise with can't be read; the first: {troubles[0]}"
+        )
+    return np.stack(list(found.values())), tuple(found)
