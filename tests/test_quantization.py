@@ -19,7 +19,7 @@ from mobilenet.photos.preprocessing import Preprocessing
 from mobilenet.quantization import folded, ranges
 from mobilenet.quantization.comparison import compare
 from mobilenet.quantization.equalise import equalised
-from mobilenet.quantization.quantize import evenly, quantize
+from mobilenet.quantization.quantize import evenly, quantize, usual_count
 from mobilenet.quantization.rounding import covariance, rounded
 from mobilenet.quantization.sweep import Choices, Sweep
 from mobilenet.reference import outputs, tolerances
@@ -88,17 +88,21 @@ def test_the_float_network_is_the_references(network: Network) -> None:
 
 
 def test_an_equalised_network_means_the_same_and_uses_its_ranges() -> None:
-    model = random_model(v1(0.25, 32, 8, downsampling=8))
-    network, pixels = model.network, pictures(model.network, 4)
-    weights, x = fold(network, model.tensors), folded.scaled(pixels, model.preprocessing)
+    network = v1(0.25, 32, 8, downsampling=8)
+    tensors = random_model(network).tensors
+    pixels, preprocessing = pictures(network, 4), random_model(network).preprocessing
     # Channels of very different ranges, as training leaves them.
     factors = np.geomspace(0.01, 1, network.layers[1].output.channels).astype(np.float32)
-    weights["block0.depthwise.weight"] *= factors
-    weights["block0.depthwise.bias"] *= factors
-    before = {layer.name: y.copy() for layer, y in folded.run(network, weights, x)}
+    for part in ("gamma", "beta"):
+        tensors[f"block0.depthwise.{part}"] *= factors
+
+    def run(tensors: Any) -> dict[str, NDArray[np.float32]]:
+        seen = folded.run(network, fold(network, tensors), folded.scaled(pixels, preprocessing))
+        return {layer.name: y.copy() for layer, y in seen}
+
+    before = run(tensors)
     largest = {name: y.reshape(-1, y.shape[-1]).max(0) for name, y in before.items()}
-    made = equalised(network, weights, largest)
-    after = {layer.name: y for layer, y in folded.run(network, made, x)}
+    after = run(equalised(network, tensors, largest))
     logits = network.layers[-1].name
     np.testing.assert_allclose(after[logits], before[logits], rtol=1e-3, atol=1e-3 * np.abs(before[logits]).max())
     top = after["block0.depthwise"].reshape(-1, len(factors)).max(0)
@@ -169,7 +173,7 @@ def test_the_correction_leaves_no_mean_error_in_a_sum() -> None:
     assert plain > 4 * corrected
 
 
-@pytest.mark.parametrize("choices", [PLAIN, Choices(), Choices("percentile")], ids=str)
+@pytest.mark.parametrize("choices", [PLAIN, Choices(), Choices("percentile", equalise=True)], ids=str)
 @pytest.mark.parametrize("network", NEAR, ids=str)
 def test_the_int8_network_is_near_the_float_one(network: Network, choices: Choices) -> None:
     model = random_model(network)
@@ -229,6 +233,7 @@ def test_photos_come_as_a_folder_or_as_arrays(folder: Path) -> None:
     assert model.quantize(pictures(NETWORK, 3)).precision == "int8"
     larger = np.random.default_rng(0).integers(0, 256, (3, 50, 40, 3), dtype=np.uint8)
     assert len(quantize(model, larger, count=2).model.predict(larger)) == 3
+    assert [usual_count(NETWORK.replace(height=side, width=side)) for side in (32, 96, 224)] == [512, 261, 48]
     assert evenly([1, 2, 3, 4, 5, 6], 3) == [1, 3, 5]
     assert evenly([1, 2], 3) == [1, 2]
 
@@ -268,7 +273,7 @@ def test_the_command_says_what_it_cost(folder: Path, tmp_path: Path, capsys: pyt
     for part in ("top-1", "size of the weights", "time a photo", "the same label for", "of 8 photos", "lose most"):
         assert part in text
     assert load(tmp_path / "int8").precision == "int8"
-    assert cli.main([*arguments, "--json", "--ranges", "minmax"]) == 0
+    assert cli.main([*arguments, "--json", "--ranges", "minmax", "--equalise"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["measured_on"] == found["photos"] == 12  # there are no others
     assert found["bytes"]["int8"] < 0.35 * found["bytes"]["f32"]

@@ -280,16 +280,14 @@ def _predict(args: Arguments) -> int:
 
 
 def _quantize_arguments(parser: argparse.ArgumentParser) -> None:
-    from .quantization.quantize import PHOTOS
     from .quantization.ranges import METHODS
 
     parser.add_argument("model", type=Path, help="model folder, float32")
     parser.add_argument("--photos", type=Path, required=True, help="folder of what it will see; labels are not needed")
     parser.add_argument("-o", "--output", type=Path, required=True, help="model folder to make, int8")
-    parser.add_argument(
-        "--count", type=int, default=PHOTOS, metavar="N", help=f"photos to measure on (default {PHOTOS})"
-    )
+    parser.add_argument("--count", type=int, metavar="N", help="photos to measure on (default 48, more of small ones)")
     parser.add_argument("--ranges", choices=METHODS, default=METHODS[-1], help="how to choose them (default mse)")
+    parser.add_argument("--equalise", action="store_true", help="scale channels to similar ranges first")
 
 
 def _quantize(args: Arguments) -> int:
@@ -299,7 +297,8 @@ def _quantize(args: Arguments) -> int:
     from .quantization.sweep import Choices
 
     model = load(args.model)
-    made = quantize(model, args.photos, Choices(args.ranges), count=args.count, progress=_progress("quantising"))
+    choices = Choices(args.ranges, equalise=args.equalise)
+    made = quantize(model, args.photos, choices, count=args.count, progress=_progress("quantising"))
     made.model.save(args.output)
     found = compare(model, made, args.photos, progress=_progress("comparing"))
     _emit(args, {"model": str(args.output), "measured_on": len(made.paths), **found.to_dict()}, str(found))

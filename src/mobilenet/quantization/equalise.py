@@ -6,7 +6,9 @@ stays below it. Between a layer and the depthwise layer after it this is free: t
 which takes up the k. A pointwise layer's weights share one scale over all its input channels, so the k that spreads the
 activations evenly would squeeze the weights of the channels it scales most; there it gets the exponent `STRENGTH`.
 
-After Nagel et al. 2019, arXiv 1906.04721, section 4.1, with measured activations in place of weights' ranges.
+After Nagel et al. 2019, arXiv 1906.04721, section 4.1, with measured activations in place of weights' ranges. There it
+is what rescues MobileNets whose weights have one scale a layer. With a scale a channel little is left to win: on V1
+0.25 (ImageNet) 0.2 dB, on V2 0.5 (CIFAR-10) from -1.4 to 0.2 dB, so it is done on request alone.
 """
 
 from collections.abc import Mapping
@@ -22,20 +24,20 @@ MARGIN = 1.2  # over the largest value seen, before the clamp
 LARGEST = 64.0  # a factor
 
 
-def equalised(network: Network, folded: Tensors, largest: Mapping[str, NDArray[np.float32]]) -> Tensors:
-    """Returns the folded tensors of a network that means the same, with its channels scaled to similar ranges.
+def equalised(network: Network, tensors: Tensors, largest: Mapping[str, NDArray[np.float32]]) -> Tensors:
+    """Returns the tensors of a network that means the same, with its channels scaled to similar ranges.
 
     Args:
-        folded: as `weights.fold` gives them.
+        tensors: of the network, batch norm not folded in: its gamma and beta are what is scaled.
         largest: of each layer's output channels the largest value seen, [channels].
     """
-    made = dict(folded)
+    made = dict(tensors)
     added = {layer.adds for layer in network.layers}
     for layer, reader in zip(network.layers, network.layers[1:], strict=False):
         if layer.activation == "linear" or layer.name in added or layer.adds or reader.weight_shape is None:
             continue
         factor = _factors(layer, reader, largest[layer.name])
-        for part in ("weight", "bias"):
+        for part in ("gamma", "beta"):
             made[f"{layer.name}.{part}"] = made[f"{layer.name}.{part}"] * factor
         rows = factor if reader.kind == "depthwise" else factor[:, np.newaxis]
         made[f"{reader.name}.weight"] = made[f"{reader.name}.weight"] / rows

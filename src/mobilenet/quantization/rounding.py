@@ -17,7 +17,7 @@ from ..integer import windows
 
 Array = NDArray[Any]
 ROWS = 1 << 15  # outputs whose inputs the covariance is measured on
-DAMPING = 0.01  # of the mean variance, added to each: a covariance of few photos says too much
+DAMPING = 0.1  # of the mean variance, added to each: a covariance of few photos says too much
 
 
 def covariance(layer: Layer, x: Array) -> Array:

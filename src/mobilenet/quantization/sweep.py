@@ -26,8 +26,8 @@ from .ranges import Method, Range, choose
 from .rounding import covariance, rounded
 
 Array = NDArray[Any]
-_LARGEST_BIAS = 2.0**29  # in units of its scale: a channel with next to no weights gets a coarser scale
-_SMALLEST_SCALE = 1e-12
+LARGEST_BIAS = 2.0**29  # in units of its scale: a channel with next to no weights gets a coarser scale
+SMALLEST_SCALE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class Choices:
 
     Attributes:
         method: of choosing ranges.
-        equalise: scale channels to similar ranges first.
+        equalise: scale channels to similar ranges first. Off: see `equalise`.
         correct_bias: move biases by the mean error of their channel.
         compensate: round weights so that their errors cancel.
     """
 
     method: Method = "mse"
-    equalise: bool = True
+    equalise: bool = False
     correct_bias: bool = True
     compensate: bool = True
 
@@ -53,6 +53,7 @@ class Sweep:
     Attributes:
         tensors: those made so far, by the names of `quantized.specs`.
         ratios: of each layer's output in float32 over its error in int8, mean squares, in dB.
+        moved: by how much the bias correction moved the biases of each layer, [channels].
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Sweep:
         zeros = np.clip(np.rint(self.mean), 0, 255).astype(np.int32)
         self.tensors: dict[str, Array] = {PIXELS_ZERO: zeros}
         self.ratios: dict[str, float] = {}
+        self.moved: dict[str, Array] = {}
         self._zero, self._range = zeros, Range(np.float32(1), 0)  # of the present layer's input
         x, x8 = floats.scaled(pixels, preprocessing), pixels
         needed = {layer.adds for layer in network.layers}
@@ -139,7 +141,8 @@ class Sweep:
         self._add(layer, {"bias": np.zeros(len(bias), np.int32)})
         if self.choices.correct_bias:
             sums = integer.sums(integer.prepare(layer, self.tensors, self._zero), x8)
-            bias = mean - sums.mean(tuple(range(sums.ndim - 1)), dtype=np.float64) * unit
+            before, bias = bias, mean - sums.mean(tuple(range(sums.ndim - 1)), dtype=np.float64) * unit
+            self.moved[layer.name] = bias - before
         self._add(layer, {"bias": np.rint(bias / unit).astype(np.int32)})
         return unit
 
@@ -150,7 +153,7 @@ class Sweep:
 def _weight_scale(weight: Array, bias: Array, source: float) -> Array:
     """Returns the scale of each output channel's weights: the largest is 127, and the bias fits an int32."""
     largest = np.abs(weight).reshape(-1, len(bias)).max(0)
-    return np.asarray(np.maximum(np.maximum(largest / 127, np.abs(bias) / source / _LARGEST_BIAS), _SMALLEST_SCALE))
+    return np.asarray(np.maximum(np.maximum(largest / 127, np.abs(bias) / source / LARGEST_BIAS), SMALLEST_SCALE))
 
 
 def _decibels(signal: Floats, seen: Array) -> float:
