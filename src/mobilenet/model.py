@@ -5,23 +5,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args, overload
+from typing import TYPE_CHECKING, Any, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from . import notes as listing
-from . import photos, quantized
+from . import photos
 from .arch import SCALINGS, Network, v1, v2
 from .common.checks import choice, integer, short
-from .engine import Engine, Floats
 from .errors import UsageError
 from .photos.preprocessing import Preprocessing
-from .storage import folder, transfer
+from .runner import Floats, Runner, runner
+from .storage import folder
 from .storage.folder import Precision, Stored
-from .storage.transfer import Transfer
 from .weights import initial
+
+if TYPE_CHECKING:
+    from .compiler.native import NativeEngine
+    from .storage.transfer import Transfer
+
+if TYPE_CHECKING:
+    from .compiler.native import NativeEngine
+    from .storage.transfer import Transfer
 
 _BATCH = 32  # photos whose pixels are in memory at a time
 
@@ -124,9 +130,31 @@ class Model:
         stored = Stored(self.network, self.tensors, self._labels, self.preprocessing, self.notes, self.precision)
         folder.save(path, stored, allow_nonfinite=allow_nonfinite)
 
+    def compile(
+        self, precision: str | None = None, threads: int | None = None, target: str | None = None
+    ) -> "NativeEngine":
+        """Returns this model as machine code; compiled at first, then taken from the cache on disk.
+
+        Args:
+            precision: "f32", "bf16", or "int8" of a quantised model; None for what the weights are.
+            threads: over which a batch's images, or one image's rows and channels, are split, from 1 to 1024; None for
+                one a processor.
+            target: the instruction set, a name of `compiler.targets.TARGETS`; None for `MOBILENET_TARGET` or the best
+                that runs here.
+
+        Raises:
+            UsageError: names the argument, its value and the rule.
+            MobileNetError: compiling for the first time needs llvmlite, and it is not installed.
+        """
+        from .compiler.native import NativeEngine
+
+        return NativeEngine(self, threads, precision=precision, target=target)
+
     def summary(self) -> str:
         """Returns the layers as the source notes' Keras listing names them, with parameters and multiply-adds."""
-        return listing.text(self.network)
+        from . import notes
+
+        return notes.text(self.network)
 
     @overload
     def predict(self, source: Path | str | bytes | Image) -> Prediction: ...
@@ -157,10 +185,10 @@ class Model:
         for begin in range(0, len(sources), _BATCH):
             pixels = [self._pixels(item) for item in sources[begin : begin + _BATCH]]
             # A float image in the batch makes all of it float; the values are the same.
-            found += [Prediction(_softmax(row), self.labels) for row in self._engine(np.stack(pixels))]
+            found += [Prediction(softmax(row), self.labels) for row in self._engine(np.stack(pixels))]
         return found if several else found[0]
 
-    def load_weights(self, path: str | os.PathLike[str], by_name: bool = True) -> Transfer:
+    def load_weights(self, path: str | os.PathLike[str], by_name: bool = True) -> "Transfer":
         """Takes over weights from a model folder, a .safetensors file, or a Keras .h5 file of the notes' listing.
 
         Args:
@@ -175,6 +203,8 @@ class Model:
             ModelError: names the file, the layer and both shapes; nothing has been loaded then.
             UsageError: this is an int8 model.
         """
+        from .storage import transfer
+
         need_float(self, "load_weights")
         loaded, done = transfer.read(Path(path), self.network, by_name)
         self.tensors |= loaded
@@ -199,13 +229,15 @@ class Model:
     def without_top(self) -> "Model":
         """Returns the model that ends with the last feature map; it shares this one's arrays."""
         network = self.network.replace(include_top=False)
+        from . import quantized
+
         names = quantized.specs(network) if self.precision == "int8" else network.tensors
         tensors = {name: self.tensors[name] for name in names}
         return Model(network, tensors, None, self.preprocessing, self.notes, self.precision)
 
     @cached_property
-    def _engine(self) -> Engine:
-        return Engine(self)
+    def _engine(self) -> Runner:
+        return runner(self)
 
     def _pixels(self, source: Any) -> NDArray[Any]:
         if isinstance(source, np.ndarray) and source.shape == self.network.input:
@@ -224,7 +256,8 @@ def need_float(model: Model, what: str) -> None:
         raise UsageError(f"{what}: {model!r} is quantised; needed is the float32 model that it was made from")
 
 
-def _softmax(logits: Floats) -> Floats:
+def softmax(logits: Floats) -> Floats:
+    """Returns the probabilities of one image's logits, computed in float64."""
     powers = np.exp(logits.astype(np.float64) - logits.max())
     return np.asarray(powers / powers.sum(), np.float32)
 

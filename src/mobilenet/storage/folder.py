@@ -24,7 +24,7 @@ from ..common.files import read_regular, shown, write_atomic
 from ..errors import DataError, MobileNetError, ModelError
 from ..photos.preprocessing import Preprocessing
 from ..weights import check, check_shapes, check_values
-from . import card, tensors_file
+from . import tensors_file
 from .tensors_file import Shapes
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -82,6 +82,8 @@ def save(folder: str | os.PathLike[str], stored: Stored, *, allow_nonfinite: boo
     data = tensors_file.encode({name: stored.tensors[name] for name in names})
     sha256 = hashlib.sha256(data).hexdigest()
     config = _config(stored, sha256)
+    from . import card  # predicting needs none of what it imports
+
     text = card.text(network, stored.labels, stored.notes, len(data) if stored.precision == "int8" else None).encode()
     made = _make(folder)
     try:
