@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 from ..common.progress import Progress
 from ..common.text import bytes_text, table_text
 from ..data import dataset as datasets
-from ..engine import Engine
 from ..errors import DataError, DatasetError, PhotoError
 from ..evaluation.predict import batches, photo_paths
 from ..model import Model
+from ..runner import runner
 from .quantize import Quantized, evenly
 
 COMPARED = 1000  # photos, evenly taken
 _SHOWN_LAYERS = 5
+_TIMED = 20
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def compare(
         DataError: no photo can be read.
     """
     taken = _others(list(_labelled(model, photos)), quantized.paths, count)
-    engines = Engine(model), Engine(quantized.model)
+    engines = runner(model), runner(quantized.model)
     found: list[tuple[NDArray[Any], NDArray[Any], int | None]] = []
     pixels: list[NDArray[np.uint8]] = []
     labels = iter(label for _, label in taken)
@@ -127,8 +128,8 @@ def _bytes(model: Model) -> int:
 
 
 def _seconds(model: Model, image: NDArray[np.uint8]) -> float:
-    engine, times = Engine(model, 1), []
-    for _ in range(6):  # the first one prepares
+    engine, times = runner(model, 1), []
+    for _ in range(_TIMED + 1):  # the first one prepares
         began = time.perf_counter()
         engine(image[np.newaxis])
         times.append(time.perf_counter() - began)
