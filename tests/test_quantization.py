@@ -279,9 +279,23 @@ def test_the_command_says_what_it_cost(folder: Path, tmp_path: Path, capsys: pyt
     assert found["bytes"]["int8"] < 0.35 * found["bytes"]["f32"]
     assert set(found["top1"]) == {"f32", "int8"}
     assert set(found["signal_to_noise_db"]) == set(NETWORK.by_name)
+    assert cli.main([*arguments[:-1], str(tmp_path / "model")]) == 2  # it would be lost
+    assert "which would be lost" in capsys.readouterr().err
     assert cli.main(["predict", str(tmp_path / "int8"), str(folder), "--top", "1"]) == 0
     assert cli.main(["evaluate", str(tmp_path / "int8"), str(folder)]) == 0
     assert (tmp_path / "int8" / "report.html").is_file()
+
+
+def test_of_a_split_data_set_it_is_measured_on_train_and_compared_on_test(folder: Path) -> None:
+    photos = folder.parent / "split"
+    for split in ("train", "test"):
+        (photos / split).mkdir(parents=True)
+        for label in "ab":
+            (photos / split / label).symlink_to(folder / label)
+    model = random_model(NETWORK, labels=[*"abcdefgh"])
+    made = quantize(model, photos, count=4)
+    assert all("train" in path.parts for path in made.paths)
+    assert compare(model, made, photos).top1 is not None
 
 
 def test_without_labels_the_answers_are_compared_alone(folder: Path, tmp_path: Path) -> None:

@@ -296,6 +296,8 @@ def _quantize(args: Arguments) -> int:
     from .quantization.quantize import quantize
     from .quantization.sweep import Choices
 
+    if args.output.resolve() == args.model.resolve():
+        raise UsageError(f"output: {args.output} is the float32 model, which would be lost; choose another folder")
     model = load(args.model)
     choices = Choices(args.ranges, equalise=args.equalise)
     made = quantize(model, args.photos, choices, count=args.count, progress=_progress("quantising"))

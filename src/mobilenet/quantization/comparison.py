@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 
 from ..common.progress import Progress
 from ..common.text import bytes_text, table_text
-from ..data import dataset as datasets
-from ..errors import DataError, DatasetError, PhotoError
+from ..errors import DataError, PhotoError
 from ..evaluation.predict import batches, photo_paths
 from ..model import Model
 from ..runner import runner
-from .quantize import Quantized, evenly
+from .quantize import Quantized, evenly, labelled
 
 COMPARED = 1000  # photos, evenly taken
 _SHOWN_LAYERS = 5
@@ -72,7 +71,7 @@ def compare(
     Raises:
         DataError: no photo can be read.
     """
-    taken = _others(list(_labelled(model, photos)), quantized.paths, count)
+    taken = _others(list(_listed(model, photos)), quantized.paths, count)
     engines = runner(model), runner(quantized.model)
     found: list[tuple[NDArray[Any], NDArray[Any], int | None]] = []
     pixels: list[NDArray[np.uint8]] = []
@@ -104,14 +103,13 @@ def compare(
     )
 
 
-def _labelled(model: Model, photos: Path | str) -> Iterable[tuple[Path, int | None]]:
+def _listed(model: Model, photos: Path | str) -> Iterable[tuple[Path, int | None]]:
     """Returns the photos with the number of their class, or None for all where there are no labels of the model."""
-    try:
-        known = datasets.read(photos, classes=model.labels, validation=0.0)
-    except DatasetError:
+    data = labelled(model, photos)
+    if data is None:
         return ((path, None) for path in photo_paths([photos]))
-    chosen = known.of("test") or known.of("val") or known.photos
-    return ((known.path(photo), photo.label) for photo in chosen)
+    chosen = data.of("test") or data.of("val") or data.photos
+    return ((data.path(photo), photo.label) for photo in chosen)
 
 
 def _others(

@@ -11,7 +11,9 @@ from .. import photos
 from ..arch import Network
 from ..common.checks import choice, integer, short
 from ..common.progress import Progress
-from ..errors import DataError, PhotoError, UsageError
+from ..data import dataset
+from ..data.dataset import Dataset
+from ..errors import DataError, DatasetError, PhotoError, UsageError
 from ..evaluation.predict import photo_paths
 from ..model import Model, need_float
 from ..weights import check_values, fold
@@ -59,7 +61,7 @@ def quantize(
     Args:
         model: float32, trained.
         images: what photos are like that the model will see, labels are not needed: uint8 [N, H, W, channels] or
-            [N, H, W, 3], or a folder, at any depth, or a list `@photos.txt`.
+            [N, H, W, 3]; or a folder, at any depth, or a list. Of a data set with the model's labels, train is taken.
         choices: None for the best known.
         count: photos that are taken of `images`, evenly spread, fewer of large networks; None for `usual_count`.
         progress: is called with the layers done and their number.
@@ -96,8 +98,9 @@ def quantize(
 def _pixels(model: Model, images: Any, count: int) -> tuple[NDArray[np.uint8], tuple[Path, ...]]:
     """Returns `count` images as the network's input, evenly taken, and the paths of those that are files."""
     if isinstance(images, str | Path):
-        paths = tuple(evenly(list(photo_paths([images])), count))
-        return _decoded(model, paths)
+        data = labelled(model, images)
+        found = [data.path(photo) for photo in data.of("train")] if data else photo_paths([images])
+        return _decoded(model, evenly(list(found), count))
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4 or not len(images):
         got = f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else short(images)
         raise UsageError(f"images: got {got}, needed uint8 [N, H, W, 3] with N from 1, or a folder of photos")
@@ -118,7 +121,15 @@ def evenly(items: Sequence[_T], count: int) -> list[_T]:
     return [items[len(items) * n // count] for n in range(count)] if len(items) > count else list(items)
 
 
-def _decoded(model: Model, paths: tuple[Path, ...]) -> tuple[NDArray[np.uint8], tuple[Path, ...]]:
+def labelled(model: Model, photos: Path | str) -> Dataset | None:
+    """Returns photos as a data set with the model's labels; None where they have none, or others."""
+    try:
+        return dataset.read(photos, classes=model.labels, validation=0.0)
+    except DatasetError:
+        return None
+
+
+def _decoded(model: Model, paths: Sequence[Path]) -> tuple[NDArray[np.uint8], tuple[Path, ...]]:
     found: dict[Path, NDArray[np.uint8]] = {}
     troubles: list[str] = []
     for path in paths:
