@@ -161,7 +161,7 @@ class _Graph:
             schema.Subgraph.NAME: "main",
         }
         entry: Fields = {
-            schema.Metadata.NAME: metadata.NAME,
+            schema.Metadata.NAME: schema.METADATA_NAME,
             schema.Metadata.BUFFER: Scalar("I", self.buffer(described)),
         }
         model: Fields = {

@@ -1,71 +1,62 @@
 """What a TFLite file says about itself: how pixels are scaled and what the outputs are called.
 
-By the TFLite metadata specification (tensorflow_lite_support/metadata/metadata_schema.fbs, M001): a flatbuffer of its
-own in a buffer of the model, and files in a zip archive behind the model.
+By the TFLite metadata specification: a flatbuffer of its own in a buffer of the model, and files in a zip archive
+behind the model. Beside the labels there is a file of ours with all of the preprocessing, for which the specification
+has no fields.
 """
 
 import io
 import json
 import zipfile
-from enum import IntEnum
 
 import numpy as np
 
 from ..formats.flatbuffer import Fields, Scalar, Value, encode
+from ..formats.tflite_schema import (
+    METADATA_IDENTIFIER,
+    NORMALIZATION,
+    AssociatedFile,
+    ColorSpace,
+    Content,
+    ContentType,
+    FileType,
+    Image,
+    ImageSize,
+    ModelMetadata,
+    Normalization,
+    ProcessUnit,
+    Stats,
+    SubgraphMetadata,
+    TensorMetadata,
+)
 from ..model import Model
 from ..photos.preprocessing import Preprocessing
 
-NAME = "TFLITE_METADATA"
-"""Of the entry in the model's metadata that names the buffer."""
 LABELS, PREPROCESSING = "labels.txt", "preprocessing.json"
-_IDENTIFIER = b"M001"
 _PARSER = "1.0.0"  # the oldest parser that knows all fields used here
-
-
-class _Model(IntEnum):
-    NAME, DESCRIPTION, VERSION, SUBGRAPHS, AUTHOR, LICENSE, FILES, MIN_PARSER_VERSION = range(8)
-
-
-class _Subgraph(IntEnum):
-    NAME, DESCRIPTION, INPUTS, OUTPUTS = range(4)
-
-
-class _Tensor(IntEnum):
-    NAME, DESCRIPTION, DIMENSION_NAMES, CONTENT, PROCESS_UNITS, STATS, FILES = range(7)
-
-
-class _Content(IntEnum):
-    PROPERTIES_TYPE, PROPERTIES = range(2)
-
-
-class _File(IntEnum):
-    NAME, DESCRIPTION, TYPE = range(3)
-
-
-class _ProcessUnit(IntEnum):
-    OPTIONS_TYPE, OPTIONS = range(2)
-
-
-_FEATURE, _IMAGE = 1, 2  # ContentProperties
-_COLOURS = {3: 1, 1: 2}  # ColorSpaceType by channels: RGB, GRAYSCALE
-_NORMALIZATION = 1  # ProcessUnitOptions
-_DESCRIPTIONS, _AXIS_LABELS = 1, 2  # AssociatedFileType
+_COLORS = {3: ColorSpace.RGB, 1: ColorSpace.GRAYSCALE}
 
 
 def encoded(model: Model, output: str) -> bytes:
     """Returns the metadata flatbuffer of a model with one input, scaled pixels, and one output called `output`."""
-    scores: dict[int, Value] = {_Tensor.NAME: output, _Tensor.CONTENT: _content(_FEATURE, {})}
-    if model.network.include_top:
-        scores[_Tensor.FILES] = [_file(LABELS, "one line a class", _AXIS_LABELS)]
-    subgraph: Fields = {_Subgraph.INPUTS: [_image(model.preprocessing)], _Subgraph.OUTPUTS: [scores]}
-    fields: Fields = {
-        _Model.NAME: f"MobileNet {model.network.family.upper()}",
-        _Model.DESCRIPTION: str(model.network),
-        _Model.SUBGRAPHS: [subgraph],
-        _Model.FILES: [_file(PREPROCESSING, "how a photo becomes the input", _DESCRIPTIONS)],
-        _Model.MIN_PARSER_VERSION: _PARSER,
+    scores: dict[int, Value] = {
+        TensorMetadata.NAME: output,
+        TensorMetadata.CONTENT: _content(ContentType.FEATURE, {}),
     }
-    return encode(fields, _IDENTIFIER)
+    if model.network.include_top:
+        scores[TensorMetadata.FILES] = [_file(LABELS, "one line a class", FileType.AXIS_LABELS)]
+    subgraph: Fields = {
+        SubgraphMetadata.INPUTS: [_image(model.preprocessing)],
+        SubgraphMetadata.OUTPUTS: [scores],
+    }
+    fields: Fields = {
+        ModelMetadata.NAME: f"MobileNet {model.network.family.upper()}",
+        ModelMetadata.DESCRIPTION: str(model.network),
+        ModelMetadata.SUBGRAPHS: [subgraph],
+        ModelMetadata.FILES: [_file(PREPROCESSING, "how a photo becomes the input", FileType.DESCRIPTIONS)],
+        ModelMetadata.MIN_PARSER_VERSION: _PARSER,
+    }
+    return encode(fields, METADATA_IDENTIFIER)
 
 
 def pack(tflite: bytes, model: Model) -> bytes:
@@ -81,25 +72,32 @@ def pack(tflite: bytes, model: Model) -> bytes:
 
 
 def _image(preprocessing: Preprocessing) -> Fields:
-    size = {0: Scalar("I", preprocessing.width), 1: Scalar("I", preprocessing.height)}
-    colours = Scalar("b", _COLOURS.get(preprocessing.channels, 0))
+    size: Fields = {
+        ImageSize.WIDTH: Scalar("I", preprocessing.width),
+        ImageSize.HEIGHT: Scalar("I", preprocessing.height),
+    }
+    colors = Scalar("b", _COLORS.get(preprocessing.channels, ColorSpace.UNKNOWN))
     mean, std = (np.array(part, np.float32) for part in (preprocessing.mean, preprocessing.std))
     normalization: Fields = {
-        _ProcessUnit.OPTIONS_TYPE: Scalar("B", _NORMALIZATION),
-        _ProcessUnit.OPTIONS: {0: mean, 1: std},
+        ProcessUnit.OPTIONS_TYPE: Scalar("B", NORMALIZATION),
+        ProcessUnit.OPTIONS: {Normalization.MEAN: mean, Normalization.STD: std},
     }
     return {
-        _Tensor.NAME: "image",
-        _Tensor.DESCRIPTION: "pixels 0..255, less the mean, over the standard deviation",
-        _Tensor.CONTENT: _content(_IMAGE, {0: colours, 1: size}),
-        _Tensor.PROCESS_UNITS: [normalization],
-        _Tensor.STATS: {0: (255 - mean) / std, 1: (0 - mean) / std},
+        TensorMetadata.NAME: "image",
+        TensorMetadata.DESCRIPTION: "pixels 0..255, less the mean, over the standard deviation",
+        TensorMetadata.CONTENT: _content(ContentType.IMAGE, {Image.COLOR_SPACE: colors, Image.SIZE: size}),
+        TensorMetadata.PROCESS_UNITS: [normalization],
+        TensorMetadata.STATS: {Stats.MAX: (255 - mean) / std, Stats.MIN: (0 - mean) / std},
     }
 
 
-def _content(kind: int, properties: Fields) -> Fields:
-    return {_Content.PROPERTIES_TYPE: Scalar("B", kind), _Content.PROPERTIES: properties}
+def _content(kind: ContentType, properties: Fields) -> Fields:
+    return {Content.PROPERTIES_TYPE: Scalar("B", kind), Content.PROPERTIES: properties}
 
 
-def _file(name: str, description: str, kind: int) -> Fields:
-    return {_File.NAME: name, _File.DESCRIPTION: description, _File.TYPE: Scalar("b", kind)}
+def _file(name: str, description: str, kind: FileType) -> Fields:
+    return {
+        AssociatedFile.NAME: name,
+        AssociatedFile.DESCRIPTION: description,
+        AssociatedFile.TYPE: Scalar("b", kind),
+    }

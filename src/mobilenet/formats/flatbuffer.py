@@ -153,9 +153,9 @@ class Table:
         return np.frombuffer(self.data, kind, self._count(target, kind.itemsize), target + 4)
 
     def text(self, field: int) -> str:
-        """Returns a string, "" where it is absent; bytes that are not UTF-8 are replaced."""
+        """Returns a string, cut to 1000 bytes, "" where it is absent; bytes that are not UTF-8 are replaced."""
         found = self.array(field, "u1")
-        return "" if found is None else found.tobytes().decode("utf-8", "replace")
+        return "" if found is None else found[:1000].tobytes().decode("utf-8", "replace")
 
     def _place(self, field: int) -> int | None:
         vtable = self.position - _number(self.data, "i", self.position)

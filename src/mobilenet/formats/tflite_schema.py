@@ -1,6 +1,7 @@
-"""The numbers of TFLite's schema (tensorflow/compiler/mlir/lite/schema/schema.fbs, version 3) that MobileNets need.
+"""The numbers of TFLite's schema and of its metadata's that MobileNets need.
 
-Each class of fields is named for its table, its members are field numbers in the order of the schema.
+From tensorflow/compiler/mlir/lite/schema/schema.fbs (version 3) and tensorflow_lite_support/metadata/
+metadata_schema.fbs. Each class of fields is named for its table, its members are field numbers in the schema's order.
 """
 
 from enum import IntEnum
@@ -121,3 +122,70 @@ class Type(IntEnum):
     UINT8 = 3
     INT64 = 4
     INT8 = 9
+
+
+# -------------------------------------------------------------------------------------------------------- metadata
+
+METADATA_IDENTIFIER = b"M001"
+METADATA_NAME = "TFLITE_METADATA"
+"""Of the entry of `Model.METADATA` whose buffer holds the metadata's own flatbuffer."""
+
+
+class ModelMetadata(IntEnum):
+    NAME, DESCRIPTION, VERSION, SUBGRAPHS, AUTHOR, LICENSE, FILES, MIN_PARSER_VERSION = range(8)
+
+
+class SubgraphMetadata(IntEnum):
+    NAME, DESCRIPTION, INPUTS, OUTPUTS = range(4)
+
+
+class TensorMetadata(IntEnum):
+    NAME, DESCRIPTION, DIMENSION_NAMES, CONTENT, PROCESS_UNITS, STATS, FILES = range(7)
+
+
+class Content(IntEnum):
+    PROPERTIES_TYPE, PROPERTIES = range(2)
+
+
+class ContentType(IntEnum):
+    """Is the type of `Content.PROPERTIES`: the union ContentProperties."""
+
+    FEATURE, IMAGE = 1, 2
+
+
+class Image(IntEnum):
+    COLOR_SPACE, SIZE = range(2)
+
+
+class ImageSize(IntEnum):
+    WIDTH, HEIGHT = range(2)
+
+
+class ColorSpace(IntEnum):
+    UNKNOWN, RGB, GRAYSCALE = range(3)
+
+
+class Stats(IntEnum):
+    MAX, MIN = range(2)
+
+
+class ProcessUnit(IntEnum):
+    OPTIONS_TYPE, OPTIONS = range(2)
+
+
+NORMALIZATION = 1
+"""Type of `ProcessUnit.OPTIONS`."""
+
+
+class Normalization(IntEnum):
+    MEAN, STD = range(2)
+
+
+class AssociatedFile(IntEnum):
+    NAME, DESCRIPTION, TYPE = range(3)
+
+
+class FileType(IntEnum):
+    """Is an AssociatedFileType."""
+
+    DESCRIPTIONS, AXIS_LABELS = 1, 2
