@@ -81,6 +81,10 @@ def network_of(steps: Sequence[Step], what: str) -> Network:
         ModelError: "<what> is not a MobileNet" with the first step that differs from the most similar network's layer.
     """
     best = (False, -1, "it has no layers")
+    if len(epsilons := {step.epsilon for step in steps} - {None}) > 1:
+        raise ModelError(
+            f"{what} is not a MobileNet: its batch norms have different epsilons, {sorted(map(str, epsilons))}"
+        )
     for base in _structures(steps):
         fits, difference = _compare(base, steps, _STRUCTURE)
         structured = not difference
@@ -159,8 +163,9 @@ def _conventions(family: Family, steps: Sequence[Step]) -> Iterator[Conventions]
         "last_stride": 2 if family == "v1" and strided[-1:] == [2] else 1,
         "expand_first": family == "v2" and [step.kind for step in steps[1:2]] == ["pointwise"],
     }
-    if steps[0].epsilon is not None:
-        facts["batch_norm_epsilon"] = steps[0].epsilon
+    epsilon = next((step.epsilon for step in steps if step.epsilon is not None), None)
+    if epsilon is not None:
+        facts["batch_norm_epsilon"] = epsilon
     known = [name for name in _SOURCES if name in sources(family)]
     presets = [conventions(family, name) for name in known]
     ranked = [

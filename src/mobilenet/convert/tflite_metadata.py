@@ -51,13 +51,12 @@ def read(metadata: bytes, file: bytes, network: Network) -> tuple[tuple[str, ...
     labels = [name for table in outputs for name in _named(table, schema.TensorMetadata.FILES, FileType.AXIS_LABELS)]
     ours = {PREPROCESSING} & set(_named(root, schema.ModelMetadata.FILES, FileType.DESCRIPTIONS))
     files = _files(file, {*labels[:1], *ours})
-    return _lines(files.get(labels[0]) if labels else None, network), _preprocessing(
-        files.get(PREPROCESSING), inputs, network
-    )
+    lines = _lines(files[labels[0]], network) if labels else None
+    return lines, _preprocessing(files.get(PREPROCESSING), inputs, network)
 
 
-def _lines(data: bytes | None, network: Network) -> tuple[str, ...] | None:
-    if data is None or not network.include_top:
+def _lines(data: bytes, network: Network) -> tuple[str, ...] | None:
+    if not network.include_top:
         return None
     lines = tuple(data.decode("utf-8", "replace").removesuffix("\n").replace("\r\n", "\n").split("\n"))
     if len(lines) != network.classes:
