@@ -25,6 +25,7 @@ from .recognise import Step, network_of, tensors_of
 _ADDS = ("Add", "AddV2", "BiasAdd")
 _BATCH_NORMS = ("FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3")
 _POOLS = ("average_pool", "max_pool")
+_MAX_DEPTH = 32  # steps in which a constant is computed: slim's have 4
 _MAX_PATH = 2000  # nodes from input to output
 _MAX_COMPUTED = 1 << 24  # elements of all constants that are computed from others
 _COMPUTED: Mapping[str, Callable[..., Any]] = {
@@ -124,7 +125,9 @@ class _Walk:
         """Returns the value of a node that depends on no input, None of others."""
         if name not in self.constants:
             node = self.nodes.get(name)
-            self.constants[name] = None if node is None or depth > 32 else self._computed(node, depth)
+            if node is not None and depth > _MAX_DEPTH:
+                raise self._error(node, "its constants are computed in too many steps, or from themselves")
+            self.constants[name] = None if node is None else self._computed(node, depth)
         return self.constants[name]
 
     def _computed(self, node: Node, depth: int) -> NDArray[Any] | None:

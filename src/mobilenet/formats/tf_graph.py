@@ -69,7 +69,7 @@ class Node:
         else:
             values = tensor.floats(5) if kind == _FLOAT else np.array(tensor.integers(7), np.int64).astype(np.int32)
         size = math.prod(shape)
-        if values.size == 1 and 0 < size <= _MAX_FILLED:
+        if values.size == 1 and 1 < size <= _MAX_FILLED:
             return np.broadcast_to(values, shape)  # takes no memory
         if values.size != size:
             raise ModelError(f"TensorFlow graph: constant {self.name!r} has {values.size:,} values for shape {shape}")
