@@ -10,27 +10,25 @@ import numpy as np
 import pytest
 
 import mobilenet
-from compiler_tools import EPSILON, guarded_floats
+from compiler_tools import EPSILON, Machine, guarded_floats, machines
 from members import DEEP, random_members
 from mobilenet import reference
 from mobilenet.arch import SCALINGS, Network, v1, v2
 from mobilenet.compiler import native, pack, store
 from mobilenet.compiler.native import NativeEngine
-from mobilenet.compiler.targets import Target, runnable
 from mobilenet.cost import cost
 from mobilenet.errors import UsageError
 from mobilenet.model import Model, create
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(store.ENVIRONMENT, str(tmp_path_factory.getbasetemp() / "code"))
+def _guarded(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (native, pack):
         monkeypatch.setattr(module, "aligned", guarded_floats)
 
 
-@pytest.fixture(params=runnable(), ids=lambda target: target.name)
-def target(request: pytest.FixtureRequest) -> Target:
+@pytest.fixture(params=machines(), ids=str)
+def machine(request: pytest.FixtureRequest) -> Machine:
     return request.param
 
 
@@ -64,13 +62,16 @@ def images(network: Network, count: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("number", range(200 if DEEP else 3))
-def test_random_members_give_the_references_logits(target: Target, number: int) -> None:
+def test_random_members_give_the_references_logits(machine: Machine, number: int) -> None:
     network = members()[number]
     model = trained(network, number)
     pixels = images(network, number % (33 if DEEP else 2) + 1, number)
     expected = reference.forward(network, model.tensors, pixels)
-    allowed = reference.tolerance(network, model.tensors, pixels, EPSILON) + EPSILON * np.abs(expected)
-    found = NativeEngine(model, 1, target=target.name, fuse=number % 2 == 0)(pixels)
+    allowed = reference.tolerance(network, model.tensors, pixels, EPSILON, storage=machine.storage)
+    allowed += max(EPSILON, machine.storage) * np.abs(expected)
+    found = NativeEngine(model, 1, precision=machine.precision, target=machine.target.name, fuse=number % 2 == 0)(
+        pixels
+    )
     assert found.dtype == np.float32
     assert found.shape == expected.shape
     assert (np.abs(found - expected) <= allowed).all()
