@@ -29,8 +29,8 @@ real = pytest.mark.skipif(DATA is None, reason="MOBILENET_DATA is not set")
 
 
 def made(network: Network, **parts: Any) -> Model:
-    sides = {"height": network.height, "width": network.width, "channels": network.channels}
-    return random_model(network, 1, preprocessing=Preprocessing(**sides, mean=(100.0,), std=(50.0,)), **parts)
+    preprocessing = Preprocessing(network.height, network.width, network.channels, mean=(100.0,), std=(50.0,))
+    return random_model(network, 1, preprocessing=preprocessing, **parts)
 
 
 def litert(data: bytes, inputs: np.ndarray) -> np.ndarray:

@@ -49,8 +49,9 @@ def read(metadata: bytes, file: bytes, network: Network) -> tuple[tuple[str, ...
     inputs = [table for graph in subgraphs for table in graph.tables(schema.SubgraphMetadata.INPUTS, _MAX_ENTRIES)]
     outputs = [table for graph in subgraphs for table in graph.tables(schema.SubgraphMetadata.OUTPUTS, _MAX_ENTRIES)]
     labels = [name for table in outputs for name in _named(table, schema.TensorMetadata.FILES, FileType.AXIS_LABELS)]
-    ours = {PREPROCESSING} & set(_named(root, schema.ModelMetadata.FILES, FileType.DESCRIPTIONS))
-    files = _files(file, {*labels[:1], *ours})
+    described = _named(root, schema.ModelMetadata.FILES, FileType.DESCRIPTIONS)
+    ours = [PREPROCESSING] if PREPROCESSING in described else []
+    files = _files(file, [*labels[:1], *ours])
     lines = _lines(files[labels[0]], network) if labels else None
     return lines, _preprocessing(files.get(PREPROCESSING), inputs, network)
 
@@ -98,7 +99,7 @@ def _named(table: Table, field: int, kind: FileType) -> list[str]:
     return [entry.text(schema.AssociatedFile.NAME) for entry in found]
 
 
-def _files(file: bytes, names: set[str]) -> dict[str, bytes]:
+def _files(file: bytes, names: list[str]) -> dict[str, bytes]:
     """Returns the contents of the named files of the archive; nothing is written anywhere."""
     if not names:
         return {}

@@ -1,7 +1,7 @@
 """The numbers of TFLite's schema and of its metadata's that MobileNets need.
 
 From tensorflow/compiler/mlir/lite/schema/schema.fbs (version 3) and tensorflow_lite_support/metadata/
-metadata_schema.fbs. Each class of fields is named for its table, its members are field numbers in the schema's order.
+metadata_schema.fbs. An enumeration with a table's name has its field numbers, in the schema's order.
 """
 
 from enum import IntEnum
@@ -9,65 +9,23 @@ from enum import IntEnum
 IDENTIFIER = b"TFL3"
 VERSION = 3
 
-
-class Model(IntEnum):
-    VERSION, OPERATOR_CODES, SUBGRAPHS, DESCRIPTION, BUFFERS, METADATA_BUFFER, METADATA = range(7)
-
-
-class OperatorCode(IntEnum):
-    DEPRECATED_BUILTIN_CODE, CUSTOM_CODE, VERSION, BUILTIN_CODE = range(4)
-
-
-class Subgraph(IntEnum):
-    TENSORS, INPUTS, OUTPUTS, OPERATORS, NAME = range(5)
-
-
-class Tensor(IntEnum):
-    SHAPE, TYPE, BUFFER, NAME, QUANTIZATION, IS_VARIABLE, SPARSITY, SHAPE_SIGNATURE = range(8)
-
-
-class Quantization(IntEnum):
-    MIN, MAX, SCALE, ZERO_POINT, DETAILS_TYPE, DETAILS, DIMENSION = range(7)
-
-
-class Buffer(IntEnum):
-    DATA, OFFSET, SIZE = range(3)
-
-
-class Metadata(IntEnum):
-    NAME, BUFFER = range(2)
-
-
-class Operator(IntEnum):
-    OPCODE_INDEX, INPUTS, OUTPUTS, OPTIONS_TYPE, OPTIONS = range(5)
-
-
-class Conv2D(IntEnum):
-    PADDING, STRIDE_W, STRIDE_H, ACTIVATION, DILATION_W, DILATION_H = range(6)
-
-
-class DepthwiseConv2D(IntEnum):
-    PADDING, STRIDE_W, STRIDE_H, DEPTH_MULTIPLIER, ACTIVATION, DILATION_W, DILATION_H = range(7)
-
-
-class Pool2D(IntEnum):
-    PADDING, STRIDE_W, STRIDE_H, FILTER_W, FILTER_H, ACTIVATION = range(6)
-
-
-class FullyConnected(IntEnum):
-    ACTIVATION, WEIGHTS_FORMAT, KEEP_DIMS = range(3)
-
-
-class Add(IntEnum):
-    ACTIVATION, POT_SCALE_INT16 = range(2)
-
-
-class Softmax(IntEnum):
-    BETA = 0
-
-
-class Reducer(IntEnum):
-    KEEP_DIMS = 0
+Model = IntEnum("Model", "VERSION OPERATOR_CODES SUBGRAPHS DESCRIPTION BUFFERS METADATA_BUFFER METADATA", start=0)
+OperatorCode = IntEnum("OperatorCode", "DEPRECATED_BUILTIN_CODE CUSTOM_CODE VERSION BUILTIN_CODE", start=0)
+Subgraph = IntEnum("Subgraph", "TENSORS INPUTS OUTPUTS OPERATORS NAME", start=0)
+Tensor = IntEnum("Tensor", "SHAPE TYPE BUFFER NAME QUANTIZATION IS_VARIABLE SPARSITY SHAPE_SIGNATURE", start=0)
+Quantization = IntEnum("Quantization", "MIN MAX SCALE ZERO_POINT DETAILS_TYPE DETAILS DIMENSION", start=0)
+Buffer = IntEnum("Buffer", "DATA OFFSET SIZE", start=0)
+Metadata = IntEnum("Metadata", "NAME BUFFER", start=0)
+Operator = IntEnum("Operator", "OPCODE_INDEX INPUTS OUTPUTS OPTIONS_TYPE OPTIONS", start=0)
+Conv2D = IntEnum("Conv2D", "PADDING STRIDE_W STRIDE_H ACTIVATION DILATION_W DILATION_H", start=0)
+DepthwiseConv2D = IntEnum(
+    "DepthwiseConv2D", "PADDING STRIDE_W STRIDE_H DEPTH_MULTIPLIER ACTIVATION DILATION_W DILATION_H", start=0
+)
+Pool2D = IntEnum("Pool2D", "PADDING STRIDE_W STRIDE_H FILTER_W FILTER_H ACTIVATION", start=0)
+FullyConnected = IntEnum("FullyConnected", "ACTIVATION WEIGHTS_FORMAT KEEP_DIMS", start=0)
+Add = IntEnum("Add", "ACTIVATION POT_SCALE_INT16", start=0)
+Softmax = IntEnum("Softmax", "BETA", start=0)
+Reducer = IntEnum("Reducer", "KEEP_DIMS", start=0)
 
 
 class Op(IntEnum):
@@ -110,8 +68,7 @@ class Activation(IntEnum):
     RELU6 = 3
 
 
-class Padding(IntEnum):
-    SAME, VALID = range(2)
+Padding = IntEnum("Padding", "SAME VALID", start=0)
 
 
 class Type(IntEnum):
@@ -131,20 +88,14 @@ METADATA_NAME = "TFLITE_METADATA"
 """Of the entry of `Model.METADATA` whose buffer holds the metadata's own flatbuffer."""
 
 
-class ModelMetadata(IntEnum):
-    NAME, DESCRIPTION, VERSION, SUBGRAPHS, AUTHOR, LICENSE, FILES, MIN_PARSER_VERSION = range(8)
-
-
-class SubgraphMetadata(IntEnum):
-    NAME, DESCRIPTION, INPUTS, OUTPUTS = range(4)
-
-
-class TensorMetadata(IntEnum):
-    NAME, DESCRIPTION, DIMENSION_NAMES, CONTENT, PROCESS_UNITS, STATS, FILES = range(7)
-
-
-class Content(IntEnum):
-    PROPERTIES_TYPE, PROPERTIES = range(2)
+ModelMetadata = IntEnum(
+    "ModelMetadata", "NAME DESCRIPTION VERSION SUBGRAPHS AUTHOR LICENSE FILES MIN_PARSER_VERSION", start=0
+)
+SubgraphMetadata = IntEnum("SubgraphMetadata", "NAME DESCRIPTION INPUTS OUTPUTS", start=0)
+TensorMetadata = IntEnum(
+    "TensorMetadata", "NAME DESCRIPTION DIMENSION_NAMES CONTENT PROCESS_UNITS STATS FILES", start=0
+)
+Content = IntEnum("Content", "PROPERTIES_TYPE PROPERTIES", start=0)
 
 
 class ContentType(IntEnum):
@@ -153,36 +104,19 @@ class ContentType(IntEnum):
     FEATURE, IMAGE = 1, 2
 
 
-class Image(IntEnum):
-    COLOR_SPACE, SIZE = range(2)
-
-
-class ImageSize(IntEnum):
-    WIDTH, HEIGHT = range(2)
-
-
-class ColorSpace(IntEnum):
-    UNKNOWN, RGB, GRAYSCALE = range(3)
-
-
-class Stats(IntEnum):
-    MAX, MIN = range(2)
-
-
-class ProcessUnit(IntEnum):
-    OPTIONS_TYPE, OPTIONS = range(2)
+Image = IntEnum("Image", "COLOR_SPACE SIZE", start=0)
+ImageSize = IntEnum("ImageSize", "WIDTH HEIGHT", start=0)
+ColorSpace = IntEnum("ColorSpace", "UNKNOWN RGB GRAYSCALE", start=0)
+Stats = IntEnum("Stats", "MAX MIN", start=0)
+ProcessUnit = IntEnum("ProcessUnit", "OPTIONS_TYPE OPTIONS", start=0)
 
 
 NORMALIZATION = 1
 """Type of `ProcessUnit.OPTIONS`."""
 
 
-class Normalization(IntEnum):
-    MEAN, STD = range(2)
-
-
-class AssociatedFile(IntEnum):
-    NAME, DESCRIPTION, TYPE = range(3)
+Normalization = IntEnum("Normalization", "MEAN STD", start=0)
+AssociatedFile = IntEnum("AssociatedFile", "NAME DESCRIPTION TYPE", start=0)
 
 
 class FileType(IntEnum):
