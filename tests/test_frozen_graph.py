@@ -227,6 +227,87 @@ def test_a_node_that_does_not_fit_is_named(edit: dict[str, Any], message: str | 
         model_of(content)
 
 
+def constant(value: np.ndarray) -> dict[str, Fields]:
+    kind = FLOAT if value.dtype == np.float32 else INT32
+    return {"value": {8: {1: kind, 2: {2: [{1: side} for side in value.shape]}, 4: value.tobytes()}}}
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ({"name": "block0.depthwise/act", "inputs": ["stem/act"]}, "block0.depthwise/act|does not take the result"),
+        (
+            {"name": "block0.depthwise/act", "op": "Pad", "inputs": ["block0.depthwise/norm", "axes"]},
+            "not in the graph",
+        ),
+        (
+            {"name": "block0.depthwise/act", "op": "Mean", "inputs": ["block0.depthwise/norm", "stem/beta"]},
+            "other axes",
+        ),
+        ({"name": "block0.depthwise/act", "op": "MatMul"}, "does not follow the pooling, or is transposed"),
+        ({"name": "block0.depthwise/act", "op": "Squeeze"}, "gives .16, 16, 8. another shape before the pooling"),
+        ({"name": "block0.depthwise/act", "op": "Mul", "inputs": ["block0.depthwise/norm", "stem/beta"]}, "not follow"),
+        ({"name": "block0.depthwise/act", "op": "Add", "inputs": ["block0.depthwise/norm"] * 2}, "an earlier layer or"),
+        (
+            {"name": "block0.depthwise/act", "op": "Add", "inputs": ["block0.depthwise/norm", "input"]},
+            "an earlier layer",
+        ),
+        (
+            {"name": "block0.depthwise/act", "op": "Sub", "inputs": ["stem/beta", "block0.depthwise/norm"]},
+            "else than a",
+        ),
+        ({"name": "stem/norm", "op": "Relu", "inputs": ["input"]}, "nothing is computed|before the first convolution"),
+        ({"name": "softmax", "op": "Softmax", "inputs": ["logits/BiasAdd"]}, None),
+        ({"name": "predictions", "op": "BiasAdd", "inputs": ["softmax", "logits/biases/read"]}, "it follows a softmax"),
+        (
+            {"name": "logits/weights", **constant(np.zeros((1, 1, 5, 3), np.float32))},
+            "its weight has shape .1, 1, 5, 3.",
+        ),
+        ({"name": "input", "shape": {7: {2: [{1: 1}, {1: 0}, {1: 32}, {1: 3}]}}}, "the input has shape"),
+        ({"name": "input", "shape": {7: {2: [{1: 1}, {1: 32}, {1: 32}, {1: 4}]}}}, "its weight has shape"),
+        ({"name": "stem/Conv2D", "padding": {2: "VALID"}}, "layer 0, 'stem/Conv2D'"),
+        ({"name": "input", "shape": {7: {2: [{1: 1}, {1: 2}, {1: 2}, {1: 3}]}}}, "layer|its filter is"),
+    ],
+)
+def test_a_node_in_the_wrong_place_is_named(edit: dict[str, Any], message: str | None) -> None:
+    test_a_node_that_does_not_fit_is_named(edit, message)
+
+
+def test_constants_that_do_not_fit_each_other_are_named() -> None:
+    nodes = frozen(random_model(v1(0.1, 32, 3, conventions="slim")), fused=False)
+    five = {"dtype": {6: FLOAT}, **constant(np.ones(5, np.float32))}
+    entries: list[Fields] = [{1: key, 2: value} for key, value in five.items()]
+    wrong = [{**node, 5: entries} if node[1] == "stem/gamma" else node for node in nodes]
+    with pytest.raises(ModelError, match=r"node 'stem/mul'.*constants do not fit each other"):
+        model_of(data(wrong))
+
+
+@pytest.mark.parametrize("name", ["_MAX_PATH", "_MAX_COMPUTED"])
+def test_the_work_has_limits(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    from mobilenet.convert import frozen_graph
+    from mobilenet.formats import tf_graph
+
+    nodes = data(frozen(random_model(v1(0.1, 32, 3, conventions="slim")), fused=False))
+    monkeypatch.setattr(frozen_graph, name, 10)
+    with pytest.raises(ModelError, match=r"nodes from input to output|computes with large constants"):
+        model_of(nodes)
+    monkeypatch.setattr(tf_graph, "_MAX_NODES", 10)
+    with pytest.raises(ModelError, match="nodes, at most 10 are allowed"):
+        model_of(nodes)
+
+
+def test_padding_otherwise_or_in_another_place_is_named() -> None:
+    model = random_model(v1(0.1, 32, 3, conventions="slim"))
+    for rows, after, message in (([17, 0], "stem/Conv2D", "pads otherwise"), ([1, 1], "stem/norm", "as only a convol")):
+        graph = Graph()
+        pads = graph.constant("pads", np.array([[0, 0], rows, [0, 0], [0, 0]], np.int32))
+        nodes: list[Any] = [dict(node) for node in frozen(model)]
+        target = next(node for node in nodes if node[1] == after)
+        target[3] = [graph.node("Pad", "pad", [target[3][0].removesuffix(":0"), pads]), *target[3][1:]]
+        with pytest.raises(ModelError, match=message):
+            model_of(data(graph.nodes + nodes))
+
+
 @pytest.mark.parametrize(
     ("nodes", "message"),
     [

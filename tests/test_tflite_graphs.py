@@ -178,6 +178,9 @@ def test_negative_axes_are_counted_from_the_end() -> None:
         (operation(1, Op.ADD), "operator 1, ADD.*does not add the result of an earlier layer"),
         (operation(LAST, Op.AVERAGE_POOL_2D), "operator 28, AVERAGE_POOL_2D .*its result has shape"),
         (option(LAST, FullyConnected__ACTIVATION=Scalar("b", 1)), "it takes 102 channels of 102, or has an activation"),
+        (lambda graph: graph.operators[3].update({Operator.OUTPUTS: np.array([1, 2], np.int32)}), "it has 2 outputs"),
+        (lambda graph: graph.operators.pop(), "its output is not what the last operator gives"),
+        (operation(LAST, Op.SQUEEZE), "its output is|it gives"),
         (option(0, Conv2D__DILATION_W=Scalar("i", 2)), "its dilation is .1, 2., its stride .2, 2."),
         (option(1, DepthwiseConv2D__PADDING=Scalar("b", 5)), "5 is not a valid Padding"),
     ],
@@ -269,6 +272,42 @@ def test_tables_of_another_kind_are_refused(field: int, value: Any, message: str
         data = changed(random_model(V1), lambda graph: None)
     with pytest.raises(ModelError, match=message):
         model_of(data)
+
+
+def test_a_convolution_larger_than_its_input_and_a_pooled_image_are_named() -> None:
+    """Kernels that "valid" padding leaves nothing of; a classifier of the image itself."""
+    small = both(tensor("image", SHAPE=np.array([1, 2, 2, 3], np.int32)), option(0, Conv2D__PADDING=Scalar("b", 1)))
+    with pytest.raises(ModelError, match=r"its kernel of 3 is larger than its input \(2, 2, 3\)"):
+        model_of(changed(random_model(V1), small))
+    pooled = both(operation(0, Op.MEAN), lambda graph: inputs(0, None, len(graph.tensors))(graph),
+                  lambda graph: graph.constant("axes", np.array([1, 2], np.int32)))  # fmt: skip
+    with pytest.raises(ModelError, match="operator 0, MEAN 'stem': it pools the input"):
+        model_of(changed(random_model(V1), pooled))
+    dense = both(operation(0, Op.FULLY_CONNECTED), tensor("stem.weight", SHAPE=np.array([8, 27], np.int32)))
+    with pytest.raises(ModelError, match="operator 0, FULLY_CONNECTED 'stem': it does not follow the pooling"):
+        model_of(changed(random_model(V1), dense))
+
+
+def test_two_outputs_or_something_after_the_softmax_are_no_mobilenet() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer, "_Graph", type("Two", (writer._Graph,), {"encoded": _two_outputs}))
+        with pytest.raises(ModelError, match="1 inputs and 2 outputs"):
+            model_of(writer.tflite(random_model(V1)))
+    both_tops = both(as_slim_has_it, lambda graph: graph.operators.append(graph.operators[-2]))
+    with pytest.raises(ModelError, match=r"does not take the result|follows a softmax"):
+        model_of(changed(random_model(V1), both_tops))
+
+
+def _two_outputs(graph: Any, network: Any, output: int, described: bytes) -> bytes:
+    tables: dict[int, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer, "encode", lambda fields, identifier: tables.update(fields) or b"")
+        _ENCODED(graph, network, output, described)
+    subgraph = {**tables[schema.Model.SUBGRAPHS][0], schema.Subgraph.OUTPUTS: np.array([output, 1], np.int32)}
+    return encode({**tables, schema.Model.SUBGRAPHS: [subgraph]}, schema.IDENTIFIER)
+
+
+_ENCODED = writer._Graph.encoded
 
 
 @pytest.mark.parametrize("indices", [[0] * 17, [-1], [9999]])
