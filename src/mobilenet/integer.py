@@ -19,12 +19,11 @@ from numpy.typing import NDArray
 
 from .arch import Layer, Network
 from .errors import UsageError
-from .quantized import PIXELS_ZERO, dequantised, largest_sums, lower_clamp
+from .quantized import EXACT, PIXELS_ZERO, dequantised, largest_sums, lower_clamp
 
 Array = NDArray[Any]
 Bytes = NDArray[np.uint8]
 _CHUNK = 1 << 20  # numbers of the largest feature map that a few images at a time may have
-_EXACT = 1 << 24  # whole numbers below it are float32 numbers
 
 
 def forward(network: Network, tensors: Mapping[str, Array], pixels: Array) -> NDArray[np.float32]:
@@ -111,7 +110,7 @@ def prepare(layer: Layer, tensors: Mapping[str, Array], zero_in: Array) -> Step:
     def part(name: str, default: Any) -> Any:
         return tensors.get(f"{layer.name}.{name}", default)
 
-    exact = np.float32 if int(largest_sums(layer, tensors).max()) < _EXACT else np.float64
+    exact = np.float32 if int(largest_sums(layer, tensors).max()) < EXACT else np.float64
     weight = part("weight", np.zeros(0))
     if layer.kind == "conv":
         weight = weight.reshape(-1, layer.output.channels)

@@ -26,6 +26,7 @@ from .errors import ModelError
 from .storage.tensors_file import Types
 
 PIXELS_ZERO = "pixels.zero"
+EXACT = 1 << 24  # whole numbers below it are float32 numbers
 _SUMS = 1 << 31  # what an int32 sum stays below
 _RESCALED = float(1 << 30)  # what a rescaled sum stays below, so that rounding it to an int32 is safe
 _SMALLEST = float(np.finfo(np.float32).tiny)  # no product with a whole number is denormal then

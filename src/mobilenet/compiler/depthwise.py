@@ -33,6 +33,7 @@ class Depthwise(Kernel):
         out_width: of the output.
         ending: as `ending` says.
         zero: what a missing input counts for.
+        large: whether the bias of whole numbers may be too large to be added as a float.
         high, wide: outputs in a tile.
     """
 
@@ -48,6 +49,7 @@ class Depthwise(Kernel):
     out_width: int
     ending: str
     zero: int
+    large: bool
     high: int
     wide: int
 
@@ -78,6 +80,7 @@ class Depthwise(Kernel):
 
             def vector(c: "Index") -> None:
                 bias, *weights = (parameters.at(c, i).load() for i in range(1 + taps))
+                first = code.constant(0) if self.large else bias
                 channel = code.product(c, code.lanes)
 
                 def last(name: str, numbers: str) -> "Value":
@@ -88,10 +91,13 @@ class Depthwise(Kernel):
                     )
 
                 def columns(x: "Index") -> None:
-                    sums = self._sums(code, inputs, x, channel, bias, weights)
+                    sums = self._sums(code, inputs, x, channel, first, weights)
                     for place, row in zip(outputs, sums, strict=True):
                         for i, value in enumerate(row):
-                            value = ending.finish(code, value, self.ending, last, exact=self.numbers == "u8")
+                            if self.large:
+                                value = code.plus(code.rounded(value), code.bits(bias))
+                            exact = self.numbers == "u8" and not self.large
+                            value = ending.finish(code, value, self.ending, last, exact=exact)
                             place.at(code.sum(x, i), channel).store(value)
 
                 self._across(code, columns)

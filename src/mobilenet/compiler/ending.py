@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .ir import Code, Pointer, Value
+    from .ir import Code, Value
 
 ROWS = {"rescaled": ("multiplier",), "rescaled+zero": ("multiplier", "zero")}
 ROWS["rescaled+limits"] = (*ROWS["rescaled+zero"], "low", "high")
@@ -28,7 +28,7 @@ def finish(
     value: "Value",
     ending: str,
     row: "Callable[[str, str], Value]",
-    shortcut: "Pointer | None" = None,
+    shortcut: "Value | None" = None,
     *,
     exact: bool = False,
 ) -> "Value":
@@ -37,16 +37,16 @@ def finish(
     Args:
         value: the sum, of floats, or of whole numbers where the ending rescales.
         row: returns a vector of the parameters by its name and kind of numbers.
-        shortcut: where the vector to be added is.
+        shortcut: the vector to be added, of floats.
         exact: whether a sum of whole numbers comes as floats, exactly.
     """
     names = rows(ending, shortcut is not None)
     if not names:
         value = code.activate(value, ending)
-        return code.add(value, shortcut.load()) if shortcut else value
+        return code.add(value, shortcut) if shortcut is not None else value
     value = code.multiply(value if exact else code.to_floats(value), row("multiplier", "f32"))
-    if shortcut:
-        added = code.add(shortcut.load(), row("shortcut_zero", "f32"))
+    if shortcut is not None:
+        added = code.add(shortcut, row("shortcut_zero", "f32"))
         value = code.add(value, code.multiply(added, row("shortcut", "f32")))
     value = code.rounded(value)
     if "zero" in names:

@@ -15,11 +15,12 @@ of four pointers and two whole numbers, so that a plan is a table of such calls.
 """
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
 
-from .kernel import SIZES, in_word
+from .kernel import SIZES, four_order, in_word
 from .targets import Target
 
 Value = Any  # an SSA value of llvmlite, which has no types
@@ -70,6 +71,15 @@ class Code:
         *pointers, self.begin, self.end = function.args
         self.builder = ir.IRBuilder(function.append_basic_block())
         self.out, self.source, self.parameters, self.extra = (Pointer(self, p, (1,)) for p in pointers)
+
+    def narrow(self, lanes: int) -> "Code":
+        """Returns the same kernel to be written with narrower vectors."""
+        code = copy(self)
+        code.lanes, code._vector, code._words = lanes, ir.VectorType(_F32, lanes), ir.VectorType(_I32, lanes)
+        code.out, code.source, code.parameters, code.extra = (
+            Pointer(code, place.value, (1,)) for place in (self.out, self.source, self.parameters, self.extra)
+        )
+        return code
 
     def finish(self) -> str:
         """Returns the module as LLVM's text."""
@@ -131,9 +141,7 @@ class Code:
         if numbers == "bf16":
             return self._dot_bf16(inputs, weights, sums)
         if in_word(numbers, self.target) == 4:
-            width = 32 * self.lanes
-            kind = "avx512" if width == 512 else "avx512" if "avx512" in self.target.features else "avx"
-            return self._call(f"llvm.x86.{kind}.vpdpbusd.{width}", self._words, sums, inputs, weights)
+            return self._call(f"llvm.x86.avx512.vpdpbusd.{32 * self.lanes}", self._words, sums, inputs, weights)
         b, pairs = self.builder, ir.VectorType(_I16, 2 * self.lanes)
         x, w = (b.bitcast(value, pairs) for value in (inputs, weights))
         return b.add(sums, self._pairs(x, w))
@@ -188,6 +196,10 @@ class Code:
         place, bytes_ = rows.value, _i64(stride * SIZES[rows.numbers])
         self._call("llvm.x86.tileloadd64", ir.VoidType(), ir.Constant(_I8, register), place, bytes_)
 
+    def clear_matrix(self, register: int) -> None:
+        """Makes a matrix zeros."""
+        self._call("llvm.x86.tilezero", ir.VoidType(), ir.Constant(_I8, register))
+
     def store_matrix(self, register: int, rows: "Pointer", stride: int) -> None:
         """Stores a matrix, its rows `stride` numbers apart."""
         place, bytes_ = rows.value, _i64(stride * SIZES[rows.numbers])
@@ -209,6 +221,10 @@ class Code:
         """Returns whole numbers as floats, rounded to the nearest."""
         return self.builder.sitofp(words, self._vector)
 
+    def bits(self, x: Value) -> Value:
+        """Returns the words that were loaded as floats."""
+        return self.builder.bitcast(x, self._words)
+
     def rounded(self, x: Value) -> Value:
         """Returns floats as whole numbers, rounded to the nearest, to the even one of two; they must fit."""
         return self._call(f"llvm.lrint.v{self.lanes}i32.v{self.lanes}f32", self._words, x)
@@ -223,6 +239,58 @@ class Code:
 
     def _least_words(self, x: Value, high: Value) -> Value:
         return self._call(f"llvm.smin.v{self.lanes}i32", self._words, x, high)
+
+    @property
+    def four_order(self) -> tuple[int, ...]:
+        """The order of channels in four vectors side by side that `Pointer.store_four` stores as bytes: machines take
+        and give 16 bytes as 4, 4, 4 and 4."""  # fmt: skip
+        return four_order(self.target, self.lanes)
+
+    def interleaved(self, rows: "Sequence[Pointer | None]", size: int) -> list[Value]:
+        """Returns bytes of rows side by side, None for zeros: `size` rows in each word, as `dot` takes them, the words
+        of each `size` rows four vectors in the order of `four_order`."""  # fmt: skip
+        b, lanes, found = self.builder, self.lanes, []
+        whole = ir.VectorType(_I8, 4 * lanes)
+        zeros = ir.Constant(whole, None)
+        loaded = [b.load(row.value, align=1, typ=whole) if row else zeros for row in rows]
+        for first in range(0, len(rows), size):
+            x, y, *more = loaded[first : first + size]
+            for high in (False, True):
+                pairs = self._zipped(x, y, high)
+                for upper in (False, True):
+                    if more:
+                        other = b.bitcast(self._zipped(*more, high), ir.VectorType(_I16, 2 * lanes))
+                        both = self._zipped(b.bitcast(pairs, ir.VectorType(_I16, 2 * lanes)), other, upper)
+                    else:
+                        both = self._zipped(pairs, zeros, upper)
+                    found.append(b.bitcast(both, self._words))
+        return found
+
+    def _zipped(self, x: Value, y: Value, high: bool) -> Value:
+        """Returns the numbers of the lower or upper halves of each 16 bytes (of all, where machines take them so) of x
+        and y in turns."""  # fmt: skip
+        count = x.type.count
+        block = count * 4 // self.lanes if self.target.machine == "x86_64" else count
+        begins = range(block // 2 * high, count, block)
+        mask = [n + other for begin in begins for n in range(begin, begin + block // 2) for other in (0, count)]
+        return self.builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(_I32, count), mask))
+
+    def _four_bytes(self, values: Sequence[Value]) -> Value:
+        """Returns four vectors of whole numbers as one of bytes, the nearest that are."""
+        b, lanes = self.builder, self.lanes
+        halves, whole = ir.VectorType(_I16, 2 * lanes), ir.VectorType(_I8, 4 * lanes)
+        if self.target.machine == "x86_64":
+            kind, end = {16: ("avx512", ".512"), 8: ("avx2", ""), 4: ("sse2", ".128")}[lanes]
+            words = [self._call(f"llvm.x86.{kind}.packssdw{end}", halves, *values[n : n + 2]) for n in (0, 2)]
+            return self._call(f"llvm.x86.{kind}.packuswb{end}", whole, *words)
+        limits = self.whole_numbers(0), self.whole_numbers(255)
+        narrow = [b.trunc(self.limited(value, *limits), ir.VectorType(_I8, lanes)) for value in values]
+        pairs = [self._joined(*narrow[n : n + 2], lanes) for n in (0, 2)]
+        return self._joined(*pairs, 2 * lanes)
+
+    def _joined(self, x: Value, y: Value, count: int) -> Value:
+        indices = ir.Constant(ir.VectorType(_I32, 2 * count), list(range(2 * count)))
+        return self.builder.shuffle_vector(x, y, indices)
 
     def _to_bf16(self, x: Value) -> Value:
         """Returns floats as bfloat16, rounded to the nearest, to the even one of two."""
@@ -337,6 +405,10 @@ class Code:
         """Returns x·factor."""
         return x * factor if isinstance(x, int) else self.builder.mul(x, _i64(factor), flags=["nsw"])
 
+    def least(self, x: Index, y: int) -> Index:
+        """Returns the smaller."""
+        return min(x, y) if isinstance(x, int) else self._least(x, _i64(y))
+
     def _least(self, x: Value, y: Value) -> Value:
         return self.builder.select(self.builder.icmp_signed("<", x, y), x, y)
 
@@ -401,6 +473,22 @@ class Pointer:
             words = code.limited(value, code.whole_numbers(0), code.whole_numbers(255))
             value = b.trunc(words, ir.VectorType(_I8, code.lanes))
         b.store(value, self.value, align=SIZES[self.numbers] * (code.lanes if aligned else 1))
+
+    def store_four(self, values: Sequence[Value]) -> None:
+        """Writes four vectors of whole numbers, in the order of `Code.four_order`, as bytes."""
+        self.code.builder.store(self.code._four_bytes(values), self.value, align=self.code.lanes)
+
+    def load_four(self) -> list[Value]:
+        """Returns four vectors of floats, in the order of `Code.four_order`, from bytes."""
+        code, b, lanes = self.code, self.code.builder, self.code.lanes
+        bytes_ = ir.VectorType(_I8, 4 * lanes)
+        loaded, order = b.load(self.value, align=lanes, typ=bytes_), code.four_order
+        found = []
+        for v in range(4):
+            mask = ir.Constant(ir.VectorType(_I32, lanes), list(order[v * lanes : (v + 1) * lanes]))
+            part = b.shuffle_vector(loaded, ir.Constant(bytes_, ir.Undefined), mask)
+            found.append(code.to_floats(b.zext(part, code._words)))
+        return found
 
     def word(self) -> Value:
         """Returns a vector of the one word of inputs here, as `Code.dot` takes it."""

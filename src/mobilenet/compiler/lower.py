@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Literal
 
 from ..arch import Layer, Network, Shape
-from . import dense, depthwise, matrix, tiled
+from . import dense, depthwise, depthwise_bytes, matrix, tiled
 from .add import Add
 from .conv import Conv
 from .dense import Dense
@@ -20,7 +20,7 @@ from .scale import Scale
 from .schedule import Call, Group, groups
 from .stages import STORED, Stage, alignment, input_channels, stages
 from .targets import Target
-from .tiled import Tiled
+from .tiled import Tiled, TiledConv
 
 Region = Literal["arena", "weights", "pixels"]
 
@@ -54,10 +54,12 @@ class Integers:
     Attributes:
         endings: of each layer that rescales its sums, as `ending` says.
         zeros: of each layer, what zero is in its input: for each channel, or one for all.
+        large: depthwise layers with sums that floats can't hold exactly.
     """
 
     endings: Mapping[str, str] = field(default_factory=dict)
     zeros: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    large: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -209,24 +211,31 @@ class _Lowering:
             width = layer.output.width
             reads = "u8" if self.precision == "int8" else "f32"
             words = -(-layer.kernel * inputs // in_word(reads, self.target))
+            tiles = "tiles" in self.target.words and reads == "u8"
             high, wide = matrix.tile_shape(self.target, width, (width,), vectors, layer.kernel * words)
+            if tiles:
+                high, wide, _, _, depth = tiled.shape((width,), min(vectors, 4), words, words, tall=1)
             row = (left + layer.input.width + right) * inputs
             shape = layer.input.height, ring, row, inputs, layer.kernel, layer.stride, top, width, stored
-            return Conv(reads, numbers, *shape, ending, high, wide, words)
+            facts = reads, numbers, *shape, ending, high, wide, words
+            return TiledConv(*facts, depth) if tiles else Conv(*facts)
         if layer.kind == "depthwise":
             high, wide = depthwise.tile_shape(self.target, layer.kernel, layer.output.width, min(counts))
-            return Depthwise(numbers, layer.input.height, layer.input.width, ring, stored, layer.kernel, layer.stride,
-                             top, left, layer.output.width, ending, self._zero(stage)[0], high, wide)  # fmt: skip
+            row = layer.output.width, ending, self._zero(stage)[0], layer.name in self.integers.large
+            shape = layer.input.height, layer.input.width, ring, stored, layer.kernel, layer.stride, top, left
+            kernel = Depthwise(numbers, *shape, *row, high, wide)
+            if numbers == "u8" and depthwise_bytes.fits(kernel):
+                return depthwise_bytes.of(kernel, self.target, min(counts))
+            return kernel
         if layer.kind == "pointwise":
             pixels = tuple(count * layer.output.width for count in counts)
             whole_map = layer.output.height * layer.output.width
             adds = layer.adds is not None
             if "tiles" in self.target.words and numbers != "f32":
-                high, tall, words, depth = tiled.shape(pixels, words, inputs * SIZES[numbers] // 4)
-                wide = min(vectors, 2)
+                room = inputs * SIZES[numbers] // 4
+                high, wide, tall, words, depth = tiled.shape(pixels, vectors, words, room)
                 ahead = tiled.lines_ahead(-(-pixels[0] // high), depth, wide) if counts == (stage.rows,) else 0
-                facts = numbers, words, inputs, stored, vectors, ending, adds, high, wide, ahead
-                return Tiled(*facts, tall, depth)
+                return Tiled(numbers, words, inputs, stored, vectors, ending, adds, high, wide, ahead, tall, depth)
             high, wide = matrix.tile_shape(self.target, whole_map, pixels, vectors, words)
             # In strips the weights are in cache after the first; in one go every panel comes from the cache behind L2.
             ahead = matrix.lines_ahead(pixels[0] // high, wide, lanes) if counts == (stage.rows,) else 0

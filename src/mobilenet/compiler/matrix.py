@@ -70,15 +70,28 @@ def _tile_cycles(high: int, wide: int, inputs: int, lanes: int) -> float:
     return inputs * max(high * wide / 2, (high + wide) / 2, 4.0, weights) + high * wide + 10
 
 
-def pack(rows: Sequence[NDArray[Any]], stored: int, step: int) -> Words:
+def pack(rows: Sequence[NDArray[Any]], stored: int, step: int, fours: Sequence[int] = ()) -> Words:
     """Returns rows [..., outputs] of words, bias, weights and the ending's, in the order in which the tiles read them.
 
     Args:
         stored: outputs with those that only fill a vector.
         step: outputs of a panel.
+        fours: where outputs are stored as bytes, the order of those of four vectors.
     """
-    table = np.vstack([pad(row.reshape(-1, row.shape[-1]), 1, stored).view(np.int32) for row in rows])
-    return np.concatenate([table[:, first : first + step].ravel() for first in range(0, stored, step)])
+    lines = [row.reshape(-1, row.shape[-1]).view(np.int32) for row in rows]
+    count = sum(map(len, lines))
+    packed = np.zeros(count * stored, np.int32)  # filled in place: copies of copies are what a start's memory goes to
+    for first in range(0, stored, step):
+        panel = packed[count * first : count * min(first + step, stored)].reshape(count, -1)
+        line = 0
+        for part in lines:
+            piece = part[:, first : first + step]
+            panel[line : line + len(part), : piece.shape[1]] = piece
+            line += len(part)
+        if fours and (whole := panel.shape[1] // len(fours) * len(fours)):
+            groups = panel[:, :whole].reshape(count, -1, len(fours))
+            panel[:, :whole] = groups[..., list(fours)].reshape(count, whole)
+    return packed
 
 
 def words(weight: Floats, numbers: str, size: int) -> Words:
@@ -86,7 +99,7 @@ def words(weight: Floats, numbers: str, size: int) -> Words:
     *rest, inputs, outputs = weight.shape
     filled = pad(weight, weight.ndim - 2, -(-inputs // size) * size).reshape(*rest, -1, size, outputs)
     kinds = {"f32": np.float32, "u8": np.int8 if size == 4 else np.int16}
-    numbers_ = to_bf16(filled) if numbers == "bf16" else filled.astype(kinds[numbers])
+    numbers_ = to_bf16(filled) if numbers == "bf16" else filled.astype(kinds[numbers], copy=False)
     return np.ascontiguousarray(np.moveaxis(numbers_, -2, -1)).view(np.int32)[..., 0]
 
 
@@ -187,11 +200,19 @@ def store(
         place: of the first channel, as is that of the shortcut.
     """
     names = rows(ending, shortcut is not None)
-    for v, value in enumerate(sums):
-        channel = v * code.lanes
 
-        def row(name: str, numbers: str, channel: int = channel) -> "Value":
+    def finished(value: "Value", channel: int, added: "Value | None") -> "Value":
+        def row(name: str, numbers: str) -> "Value":
             return panel.shaped(*panel.strides, numbers=numbers).at(names.index(name), channel).load()
 
-        added = shortcut.at(channel) if shortcut else None
-        place.at(channel).store(finish(code, value, ending, row, added))
+        return finish(code, value, ending, row, added)
+
+    fours = len(sums) // 4 * 4 if place.numbers == "u8" else 0
+    for v in range(0, fours, 4):
+        channel = v * code.lanes
+        added = shortcut.at(channel).load_four() if shortcut else [None] * 4
+        values = [finished(sums[v + n], channel + n * code.lanes, added[n]) for n in range(4)]
+        place.at(channel).store_four(values)
+    for v in range(fours, len(sums)):
+        channel = v * code.lanes
+        place.at(channel).store(finished(sums[v], channel, shortcut.at(channel).load() if shortcut else None))

@@ -19,6 +19,7 @@ from ..arch import Network
 from ..common.checks import choice
 from ..common.progress import counter
 from ..errors import MobileNetError, UsageError
+from ..quantized import EXACT, largest_sums
 from ..runner import Runner
 from ..weights import Folded
 from . import store
@@ -290,7 +291,8 @@ def integers(network: Network, tensors: Mapping[str, NDArray[Any]]) -> Integers:
         zero = (int(tensors[f"{layer.name}.zero"][0]),)
         limits = int(tensors[f"{layer.name}.high"][0]) < 255 or (layer.activation != "linear" and zero != (0,))
         endings[layer.name] = "rescaled+limits" if limits else "rescaled+zero" if zero != (0,) else "rescaled"
-    return Integers(endings, zeros)
+    large = (x.name for x in network.layers if x.kind == "depthwise" and largest_sums(x, tensors).max() >= EXACT)
+    return Integers(endings, zeros, frozenset(large))
 
 
 def _mark(code: Code, marks: NDArray[np.int64], number: int) -> list[int]:
@@ -321,8 +323,9 @@ def load_code(kernels: Sequence[Kernel], target: Target) -> tuple[Code, Path | N
             "install llvmlite, or set MOBILENET_TARGET=numpy to run without compiled code"
         ) from error
     image = build(kernels, target, progress=counter("compiling"))
+    code = Code(*image)
     try:
-        return Code(*image), store.write(name, image)
+        return code, store.write(name, image)
     except MobileNetError as error:
         warnings.warn(f"compiled code can't be kept for the next start: {error}", stacklevel=2)
-        return Code(*image), None
+        return code, None

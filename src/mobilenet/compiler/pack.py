@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import depthwise, ending, matrix
+from . import depthwise, depthwise_bytes, ending, matrix
 from .conv import Conv
 from .dense import Dense
 from .depthwise import Depthwise
-from .kernel import Floats, Kernel, Words, in_word, pad
+from .depthwise_bytes import DepthwiseBytes
+from .kernel import Floats, Kernel, Words, four_order, in_word, pad
 from .lower import Plan
 from .memory import ALIGNMENT
 from .pool import Pool
@@ -51,6 +52,8 @@ def _packed(plan: Plan, kernel: Any, rows: tuple[NDArray[Any], NDArray[Any], lis
     """Returns the bias, the weights and the ending's rows of one kernel in its order."""
     bias, weight, last = rows
     lanes, stored = plan.target.lanes, kernel.channels if isinstance(kernel, Depthwise | Pool) else kernel.outputs
+    if isinstance(kernel, DepthwiseBytes):
+        return depthwise_bytes.pack(kernel, plan.target, bias, weight, last)
     if isinstance(kernel, Depthwise | Pool):
         return depthwise.pack([bias, weight, *last], stored, lanes)
     size = in_word(kernel.numbers, plan.target)
@@ -60,7 +63,8 @@ def _packed(plan: Plan, kernel: Any, rows: tuple[NDArray[Any], NDArray[Any], lis
     weight = matrix.words(weight, kernel.numbers, size)
     if weight.ndim == 2:  # with those that fill matrices
         weight = pad(weight, 0, kernel.inputs)  # type: ignore[arg-type]
-    return matrix.pack([bias, weight, *last], stored, kernel.wide * lanes)
+    fours = four_order(plan.target) if kernel.numbers == "u8" and not isinstance(kernel, Dense) else ()
+    return matrix.pack([bias, weight, *last], stored, kernel.wide * lanes, fours)
 
 
 def _whole_numbers(
@@ -77,7 +81,8 @@ def _whole_numbers(
         weight = tensors[f"{layer}.weight"].astype(np.int64)
         terms = weight * (zero if weight.ndim == 3 or len(zero) == 1 else zero[:, None])
         bias = tensors[f"{layer}.bias"] - terms.reshape(-1, outputs).sum(0)
-        exact = np.float32 if isinstance(kernel, Depthwise) else np.int32
+        in_floats = isinstance(kernel, Depthwise) and not isinstance(kernel, DepthwiseBytes) and not kernel.large
+        exact = np.float32 if in_floats else np.int32
         bias, weight = bias.astype(exact), weight.astype(np.float32)
     if isinstance(kernel, Dense):
         return bias, weight, [_row(tensors[f"{layer}.multiplier"], outputs, np.float32)]

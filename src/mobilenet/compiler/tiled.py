@@ -1,30 +1,30 @@
 """Pointwise convolution where the machine multiplies whole matrices: 16 pixels by 16 words of inputs by 16 outputs.
 
-A block is two by two such products, whose sums start from the bias and stay in the machine's matrix registers while the
-inputs go by. Then they go through a scratch in L1 to the ending. Multiplying takes so little time that the order is
-chosen for memory: weights that fit L1 stay there while the pixels go by, panel by panel where they do not.
+A block is up to four such products, whose sums stay in the machine's matrix registers while the inputs go by. Then they
+go through a scratch in L1 to bias and ending. (Sums that start from the bias take four times as long: loading them is
+quick, multiplying onto what was just loaded is not.)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from . import matrix
+from .conv import Conv
 from .pointwise import Pointwise
 
 if TYPE_CHECKING:
-    from .ir import Code, Index, Pointer
+    from .ir import Code, Index, Pointer, Value
 
 _SIDE = 16  # rows, and words of a row, of a matrix register
-_L1 = 24 << 10  # bytes of weights that stay in L1 beside the rest
 
 
 @dataclass(frozen=True)
 class Tiled(Pointwise):
-    """Is the kernel; `high` is the pixels of a block, `wide` the vectors of outputs, at most 2.
+    """Is the kernel; `high` is the pixels of a block, `wide` its vectors of outputs, at most 4.
 
     Attributes:
-        tall: matrices of pixels in a block, 1 or 2.
+        tall: matrices of pixels in a block, of `wide` vectors each: 4 products at most.
         depth: words of inputs in a matrix.
     """
 
@@ -33,105 +33,173 @@ class Tiled(Pointwise):
 
     def emit(self, code: "Code") -> None:
         """Writes the kernel."""
-        code.matrices(self.high // self.tall, self.depth)
+        side = self.high // self.tall
+        code.matrices(side, self.depth)
         scratch = code.scratch(self.high * self.wide * code.lanes)
-        source = code.source.shaped(self.stride, 1, numbers=self.numbers)
+        words = 4 // code.size(self.numbers)
+        source = code.source.shaped(self.stride, words, numbers=self.numbers)
+        out = code.out.shaped(self.outputs, 1, numbers=self.numbers)
+        shortcut = code.extra.shaped(self.outputs, 1, numbers=self.numbers)
 
-        def panels(pixel: "Index") -> None:
-            def panel(channel: "Index", parameters: "Pointer", wide: int) -> None:
-                self._block(code, source.at(pixel), pixel, channel, parameters, wide, scratch)
-
-            matrix.for_panels(code, self.vectors, self.wide, self.rows, panel)
-
-        def pixels(channel: "Index", parameters: "Pointer", wide: int) -> None:
+        def panel(channel: "Index", parameters: "Pointer", wide: int) -> None:
             def block(pixel: "Index") -> None:
-                self._block(code, source.at(pixel), pixel, channel, parameters, wide, scratch)
+                ahead = None
+                if self.ahead:
+                    size, rounds = self.rows * wide * code.lanes, self.inputs // self.depth
+                    ahead = matrix.ahead_of(parameters, size, rounds, pixel, self.high, self.ahead)
+                pieces = [[source.at(code.sum(pixel, t * side)).shaped(self.stride, words)] for t in range(self.tall)]
+                multiply(code, pieces, self.inputs, self.depth, parameters, wide, scratch, side, ahead)
+
+                def pixels(p: "Index", sums: "list[Value]") -> None:
+                    place = code.sum(pixel, p), channel
+                    added = shortcut.at(*place) if self.adds else None
+                    last = parameters.at(1 + self.inputs).shaped(wide * code.lanes, 1)
+                    matrix.store(code, sums, self.ending, last, out.at(*place), added)
+
+                for_pixels(code, scratch, self.numbers, self.high, wide, parameters, pixels)
 
             code.tiles(code.begin, code.end, self.high, block)
 
-        if 4 * self.parameters <= _L1:
-            code.tiles(code.begin, code.end, self.high, panels)
-        else:
-            matrix.for_panels(code, self.vectors, self.wide, self.rows, pixels)
+        matrix.for_panels(code, self.vectors, self.wide, self.rows, panel)
         code.matrices_done()
 
-    def _block(
-        self,
-        code: "Code",
-        source: "Pointer",
-        pixel: "Index",
-        channel: "Index",
-        panel: "Pointer",
-        wide: int,
-        scratch: "Pointer",
-    ) -> None:
-        step, side = wide * code.lanes, self.high // self.tall
-        sums = [(t, v) for t in range(self.tall) for v in range(wide)]
-        for t, v in sums:  # a stride of 0: every row is the bias
-            code.load_matrix(2 * t + v, panel.at(0, v * code.lanes), 0)
 
-        rounds, ahead = self.inputs // self.depth, None
-        if self.ahead:
-            ahead = matrix.ahead_of(panel, self.rows * step, rounds, pixel, self.high, self.ahead)
+@dataclass(frozen=True)
+class TiledConv(Conv):
+    """Is the kernel for a standard convolution of bytes; `high` and `wide` as of `Tiled`.
 
-        def multiply(block: "Index") -> None:
-            word = code.product(block, self.depth)
-            if ahead:
-                matrix.ask(ahead, block)
-            for v in range(wide):
-                code.load_matrix(6 + v, panel.at(code.sum(word, 1), v * code.lanes), step)
-            for t in range(self.tall):
-                inputs = source.shaped(self.stride, 4 // code.size(self.numbers)).at(t * side, word)
-                code.load_matrix(4 + t, inputs, self.stride)
-                for v in range(wide):
-                    code.dot_matrices(self.numbers, 2 * t + v, 4 + t, 6 + v)
+    Attributes:
+        depth: words of inputs in a matrix.
+    """
 
-        if rounds == 1:
-            multiply(0)
-        else:
-            code.loop(0, rounds, 1, multiply)
-        for t, v in sums:
-            code.store_matrix(2 * t + v, scratch.shaped(step, 1).at(t * side, v * code.lanes), step)
-        self._finish(code, pixel, channel, panel.at(1 + self.inputs).shaped(step, 1), wide, scratch)
+    depth: int
 
-    def _finish(
-        self, code: "Code", pixel: "Index", channel: "Index", last: "Pointer", wide: int, scratch: "Pointer"
-    ) -> None:
-        out = code.out.shaped(self.outputs, 1, numbers=self.numbers)
-        shortcut = code.extra.shaped(self.outputs, 1, numbers=self.numbers)
-        kind = "i32" if self.numbers == "u8" else "f32"
-        found = scratch.shaped(wide * code.lanes, 1, numbers=kind)
-        unroll = next(count for count in (4, 3, 2, 1) if self.high % count == 0)
+    def emit(self, code: "Code") -> None:
+        """Writes the kernel."""
+        code.matrices(self.high, self.depth)
+        scratch = code.scratch(self.high * self.wide * code.lanes)
+        step = self.stride * self.channels
+        source = code.source.shaped(self.row, 1, numbers=self.numbers)
+        zeros = code.extra.shaped(1, numbers=self.numbers)
+        out = code.out.shaped(self.width * self.outputs, self.outputs, 1, numbers=self.stores)
 
-        def pixels(first: "Index") -> None:
-            for p in range(unroll):
-                row = code.sum(first, p)
-                values = [found.at(row, v * code.lanes).load() for v in range(wide)]
-                place = code.sum(pixel, row), channel
-                added = shortcut.at(*place) if self.adds else None
-                matrix.store(code, values, self.ending, last, out.at(*place), added)
+        def row(y: "Index") -> None:
+            first = code.sum(code.product(y, self.stride), -self.top)
+            rows = [code.row(source, code.sum(first, i), self.height, self.ring, zeros) for i in range(self.kernel)]
 
-        code.loop(0, self.high, unroll, pixels)
+            def panel(channel: "Index", parameters: "Pointer", wide: int) -> None:
+                last = parameters.at(1 + self.kernel * self.words).shaped(wide * code.lanes, 1)
+
+                def block(x: "Index") -> None:
+                    pieces = [r.shaped(step).at(x).shaped(step, 4) for r in rows]
+                    multiply(code, [pieces], self.words, self.depth, parameters, wide, scratch, self.high)
+
+                    def pixels(p: "Index", sums: "list[Value]") -> None:
+                        matrix.store(code, sums, self.ending, last, out.at(y, code.sum(x, p), channel))
+
+                    for_pixels(code, scratch, self.numbers, self.high, wide, parameters, pixels)
+
+                code.tiles(0, self.width, self.high, block)
+
+            matrix.for_panels(code, self.outputs // code.lanes, self.wide, self.rows, panel)
+
+        code.loop(code.begin, code.end, 1, row)
+        code.matrices_done()
 
 
-def shape(counts: Sequence[int], inputs: int, stored: int) -> tuple[int, int, int, int]:
-    """Returns (high, tall, words of inputs with those that fill matrices, depth) of the block that takes least time.
+def multiply(
+    code: "Code",
+    pieces: "Sequence[Sequence[Pointer]]",
+    inputs: int,
+    depth: int,
+    panel: "Pointer",
+    wide: int,
+    scratch: "Pointer",
+    side: int,
+    ahead: "tuple[Pointer, int] | None" = None,
+) -> None:
+    """Leaves the sums of a block, without bias, in the scratch, shaped [pixel][vector of outputs].
 
     Args:
-        counts: of pixels that calls have.
+        pieces: for each matrix of pixels, where each piece of its inputs begins, shaped [pixel][word].
+        inputs: words of inputs in each piece.
+        depth: words of inputs in a matrix.
+        panel: parameters, shaped [bias, then inputs][channel].
+        side: pixels of a matrix.
+    """
+    step, tall = wide * code.lanes, len(pieces)
+    numbers = pieces[0][0].numbers
+    sums = [(t, v) for t in range(tall) for v in range(wide)]
+    for t, v in sums:
+        code.clear_matrix(t * wide + v)
+    for piece, first in enumerate(range(1, 1 + inputs * len(pieces[0]), inputs)):
+
+        def products(block: "Index", piece: int = piece, first: int = first) -> None:
+            word = code.product(block, depth)
+            if ahead:
+                matrix.ask(ahead, block)
+            for t in range(tall):
+                place = pieces[t][piece]
+                code.load_matrix(4 + t, place.at(0, word), place.strides[0])
+            for v in range(wide):
+                code.load_matrix(6 + v % 2, panel.at(code.sum(word, first), v * code.lanes), step)
+                for t in range(tall):
+                    code.dot_matrices(numbers, t * wide + v, 4 + t, 6 + v % 2)
+
+        if inputs == depth:
+            products(0)
+        else:
+            code.loop(0, inputs // depth, 1, products)
+    for t, v in sums:
+        code.store_matrix(t * wide + v, scratch.shaped(step, 1).at(t * side, v * code.lanes), step)
+
+
+def for_pixels(
+    code: "Code",
+    scratch: "Pointer",
+    numbers: str,
+    high: int,
+    wide: int,
+    panel: "Pointer",
+    body: "Callable[[Index, list[Value]], None]",
+) -> None:
+    """Calls the body for each pixel of a block with its number and its sums, bias included."""
+    kind, join = ("i32", code.plus) if numbers == "u8" else ("f32", code.add)
+    found, bias = (place.shaped(wide * code.lanes, 1, numbers=kind) for place in (scratch, panel))
+    unroll = next(count for count in (4, 3, 2, 1) if high % count == 0)
+
+    def pixels(first: "Index") -> None:
+        for n in range(unroll):
+            p = code.sum(first, n)
+            channels = [v * code.lanes for v in range(wide)]
+            body(p, [join(found.at(p, c).load(), bias.at(0, c).load()) for c in channels])
+
+    code.loop(0, high, unroll, pixels)
+
+
+def shape(
+    counts: Sequence[int], vectors: int, inputs: int, stored: int, tall: int = 2
+) -> tuple[int, int, int, int, int]:
+    """Returns (high, wide, tall, words of inputs with those that fill matrices, depth) of the block.
+
+    Args:
+        counts: of pixels that calls have; the block's pixels are those that waste the fewest.
+        vectors: of outputs.
         inputs: words of inputs of each sum.
         stored: words of inputs that are stored of each pixel.
+        tall: matrices of pixels that a block may have.
     """
     number = next(n for n in range(-(-inputs // _SIDE), inputs + 1) if -(-inputs // n) * n <= stored)
     depth = -(-inputs // number)
+    wide = min(vectors, 4)
+    most = tall if wide <= 2 else 1
+    sides = [(tall, side) for tall in range(1, most + 1) for side in range(1, _SIDE + 1) if tall * side <= min(counts)]
 
-    def cycles(tall: int, side: int) -> float:
-        block = tall * (side * 8 + number * 32) + 64
-        return sum(-(-count // (tall * side)) for count in counts) * block
+    def cost(tall: int, side: int) -> int:  # in pixels; a block's start takes as long as some
+        return sum(-(-count // (tall * side)) for count in counts) * (tall * side + 6)
 
-    sides = [(tall, side) for tall in (1, 2) for side in range(1, _SIDE + 1) if tall * side <= min(counts)]
-    tall, side = min(sides, key=lambda pair: (cycles(*pair), -pair[0] * pair[1]))
-    return tall * side, tall, number * depth, depth
+    tall, side = min(sides, key=lambda pair: cost(*pair))
+    return tall * side, wide, tall, number * depth, depth
 
 
 def lines_ahead(blocks: int, depth: int, wide: int) -> int:
