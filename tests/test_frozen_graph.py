@@ -261,7 +261,7 @@ def constant(value: np.ndarray) -> dict[str, Fields]:
         ({"name": "predictions", "op": "BiasAdd", "inputs": ["softmax", "logits/biases/read"]}, "it follows a softmax"),
         (
             {"name": "logits/weights", **constant(np.zeros((1, 1, 5, 3), np.float32))},
-            "its weight has shape .1, 1, 5, 3.",
+            "its weight has shape .1, 1, 5, 3",
         ),
         ({"name": "input", "shape": {7: {2: [{1: 1}, {1: 0}, {1: 32}, {1: 3}]}}}, "the input has shape"),
         ({"name": "input", "shape": {7: {2: [{1: 1}, {1: 32}, {1: 32}, {1: 4}]}}}, "its weight has shape"),
