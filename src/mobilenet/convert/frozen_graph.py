@@ -40,26 +40,29 @@ _COMPUTED: Mapping[str, Callable[..., Any]] = {
 }
 
 
-def read(path: Path) -> Model:
+def read(path: Path, *, allow_nonfinite: bool = False) -> Model:
     """Reads a frozen graph of slim's mobilenet_v1 or mobilenet_v2. Pixels are scaled as slim does, to -1..1.
+
+    Args:
+        allow_nonfinite: takes weights with NaN and infinities.
 
     Raises:
         ModelError: names the file and the first node or layer that is not a MobileNet's.
     """
     try:
-        return model_of(read_regular(path, MAX_BYTES))
+        return model_of(read_regular(path, MAX_BYTES), allow_nonfinite=allow_nonfinite)
     except DataError as error:
         raise ModelError(str(error) if str(error).startswith(shown(path)) else f"{shown(path)}: {error}") from None
 
 
-def model_of(data: bytes) -> Model:
+def model_of(data: bytes, *, allow_nonfinite: bool = False) -> Model:
     """Returns the model of a file's bytes; errors as `read`, without the file's name."""
     with np.errstate(all="ignore"):  # `check` refuses what is not finite
         steps = _Walk(tf_graph.read(data)).steps
     network = network_of(steps, "the graph")
     network = network.replace(conventions=dataclasses.replace(network.conventions, scaling="inception"))
     tensors = tensors_of(network, steps)
-    check(network, tensors)
+    check(network, tensors, allow_nonfinite=allow_nonfinite)
     facts = {"format": "frozen graph", "pixel scaling": "inception, assumed: slim's"}
     return Model(network, tensors, None, usual_preprocessing(network), {"import": facts})
 

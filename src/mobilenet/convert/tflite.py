@@ -34,29 +34,31 @@ _ACTIVATIONS: dict[tflite_schema.Activation, Activation] = {
 }
 
 
-def read(path: Path) -> Model:
+def read(path: Path, *, allow_nonfinite: bool = False) -> Model:
     """Reads a TFLite file of a float32 MobileNet.
 
     Labels and preprocessing come from the file's metadata where it has them. Else the classes have numbers, and pixels
     are scaled as the source with the nearest conventions scales them, which the model's notes say.
 
+    Args:
+        allow_nonfinite: takes weights with NaN and infinities.
+
     Raises:
         ModelError: names the file and the first operator or layer that is not a MobileNet's.
     """
     try:
-        data = read_regular(path, MAX_BYTES)
-        return model_of(data)
+        return model_of(read_regular(path, MAX_BYTES), allow_nonfinite=allow_nonfinite)
     except DataError as error:
         raise ModelError(str(error) if str(error).startswith(shown(path)) else f"{shown(path)}: {error}") from None
 
 
-def model_of(data: bytes) -> Model:
+def model_of(data: bytes, *, allow_nonfinite: bool = False) -> Model:
     """Returns the model of a file's bytes; errors as `read`, without the file's name."""
     graph = tflite_graph.read(data)
     steps = steps_of(graph)
     network = network_of(steps, "the graph")
     tensors = tensors_of(network, steps)
-    check(network, tensors)
+    check(network, tensors, allow_nonfinite=allow_nonfinite)
     labels, preprocessing = tflite_metadata.read(graph.metadata, data, network)
     if preprocessing is not None:
         network = network.replace(conventions=with_scaling(network.conventions, preprocessing))
