@@ -5,7 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from mobilenet.errors import ModelError
+from mobilenet.errors import MobileNetError, ModelError
+from mobilenet.formats import flatbuffer
 from mobilenet.formats.flatbuffer import Fields, Scalar, Table, decode, encode
 
 SAMPLE: Fields = {
@@ -70,6 +71,12 @@ def test_limits_and_places_beyond_the_end_are_refused() -> None:
     for end in range(8, len(data) - 8):  # the last may be padding
         with pytest.raises(ModelError, match=r"byte .* is referred to, the file has|reach beyond the file"):
             walk(decode(data[:end], b"TEST"))
+
+
+def test_a_file_beyond_the_formats_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flatbuffer, "MAX_BYTES", 100)
+    with pytest.raises(MobileNetError, match=r"the file would have \d+ bytes, the format allows 100"):
+        encode(SAMPLE, b"TEST")
 
 
 def test_any_damage_is_a_result_or_a_refusal() -> None:

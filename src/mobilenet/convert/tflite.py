@@ -17,15 +17,13 @@ from ..arch import Activation, Shape
 from ..common.files import read_regular, shown
 from ..errors import DataError, ModelError
 from ..formats import tflite_graph, tflite_schema
+from ..formats.flatbuffer import MAX_BYTES
 from ..formats.tflite_graph import Graph, Operator
 from ..formats.tflite_schema import Op, Padding, Type
 from ..model import Model, usual_preprocessing
 from ..weights import check
 from . import tflite_metadata
 from .recognise import Step, network_of, tensors_of, with_scaling
-
-MAX_BYTES = (1 << 31) - 1
-"""A flatbuffer's own limit."""
 
 _ACTIVATIONS: dict[tflite_schema.Activation, Activation] = {
     tflite_schema.Activation.LINEAR: "linear",

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ModelError
+from ..errors import MobileNetError, ModelError
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ Fields = Mapping[int, Value]
 """A table to write: field number -> value. `bytes` are a vector of uint8 that begins at a multiple of 16, an array is a
 vector of its type, a sequence a vector of strings or tables."""
 
+MAX_BYTES = (1 << 31) - 1
+"""The format's own limit of a file."""
 _BYTES_ALIGNMENT = 16  # TFLite's force_align of a buffer's data; XNNPACK reads weights in place
 
 
@@ -37,9 +39,15 @@ _BYTES_ALIGNMENT = 16  # TFLite's force_align of a buffer's data; XNNPACK reads 
 
 
 def encode(root: Fields, identifier: bytes) -> bytes:
-    """Returns the file whose root table has the given fields; `identifier` is the file's four characters."""
+    """Returns the file whose root table has the given fields; `identifier` is the file's four characters.
+
+    Raises:
+        MobileNetError: it would have more than 2 GiB.
+    """
     out = bytearray(4) + identifier
     _point(out, 0, _table(out, root))
+    if len(out) > MAX_BYTES:
+        raise MobileNetError(f"flatbuffer: the file would have {len(out):,} bytes, the format allows {MAX_BYTES:,}")
     return bytes(out)
 
 
@@ -94,7 +102,7 @@ def _align(out: bytearray, alignment: int, ahead: int) -> None:
 
 
 def _point(out: bytearray, place: int, position: int) -> None:
-    struct.pack_into("<I", out, place, position - place)
+    struct.pack_into("<I", out, place, (position - place) & 0xFFFFFFFF)  # beyond 4 GiB `encode` refuses
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
