@@ -307,6 +307,34 @@ def _quantize(args: Arguments) -> int:
     return 0
 
 
+# ---------------------------------------------------------------------------------------------------------- export
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    from .export import FORMATS
+
+    parser.add_argument("model", type=Path, help="model folder")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="file to write")
+    parser.add_argument("--format", choices=tuple(FORMATS), help="default: told by the file's ending")
+    # An option that is not given is not passed on: each format has its own.
+    absent = argparse.SUPPRESS
+    parser.add_argument("--pixels", action="store_true", default=absent, help="onnx: the input is the photo's uint8")
+    parser.add_argument("--softmax", action="store_true", default=absent, help="the outputs are probabilities")
+    parser.add_argument(
+        "--no-check", dest="check", action="store_false", default=absent, help="don't run it in its own runtime"
+    )
+
+
+def _export(args: Arguments) -> int:
+    from .export import export
+    from .model import load
+
+    options = {name: getattr(args, name) for name in ("pixels", "softmax", "check") if hasattr(args, name)}
+    written = export(load(args.model), args.output, args.format, **options)
+    _emit(args, written.to_dict(), str(written))
+    return 0
+
+
 def _progress(what: str) -> Callable[[int, int], None]:
     from .common.progress import counter
 
@@ -445,6 +473,12 @@ COMMANDS = {
         "mobilenet bench flowers-model --threads 1",
         _bench_arguments,
         _bench,
+    ),
+    "export": Command(
+        "write a model as another runtime's file (ONNX, TFLite), run there and compared first",
+        "mobilenet export flowers-model -o flowers.onnx",
+        _export_arguments,
+        _export,
     ),
     "demo": Command(
         "train, evaluate and predict on the handwritten digits that come with the package",
