@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from compiler_tools import chain, check_chain, conv, guarded_floats, pick, random_tensors, run_chain
+from compiler_tools import TESTED, chain, check_chain, conv, guarded_floats, pick, random_tensors, run_chain
 from members import DEEP
 from mobilenet.arch import Layer, Shape
 from mobilenet.compiler import native, pack, schedule
-from mobilenet.compiler.targets import Target, runnable
+from mobilenet.compiler.targets import Target
 
 CHANNELS = (1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 48, 65)
 SIZES = (1, 2, 3, 5, 7, 8, 13, 15, 16, 17, 29, 33)
@@ -19,7 +19,7 @@ def _guards(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "aligned", guarded_floats)
 
 
-@pytest.fixture(params=runnable(), ids=lambda target: target.name)
+@pytest.fixture(params=TESTED, ids=lambda target: target.name)
 def target(request: pytest.FixtureRequest) -> Target:
     return request.param
 
