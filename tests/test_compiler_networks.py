@@ -122,7 +122,7 @@ def test_one_image_over_threads_is_the_same(threads: int) -> None:
 def test_one_image_over_threads_on_neon_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     if TARGETS["neon"] not in TESTED:
         pytest.skip("unicorn is not installed")
-    monkeypatch.setattr(schedule, "_CACHE", 1 << 14)  # so that small blocks are done in strips
+    monkeypatch.setattr(schedule, "CACHE", 1 << 14)  # so that small blocks are done in strips
     model = trained(v1(0.1, (64, 70), 70), 0)
     pixels = images(model.network, 1)
     assert len(lower(model.network, TARGETS["neon"], threads=3).parts[2]) > 2 * len(model.network.layers) + 9

@@ -3,6 +3,7 @@
 Memory that code gets ends where a page begins that can't be touched, so that a read or write beyond it is an error.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from ..errors import MobileNetError
@@ -10,7 +11,7 @@ from .targets import Target
 
 _PAGE = 1 << 12
 _STACK = 1 << 16
-_RETURN = 0x1000  # where no memory is: the emulation ends when the code returns there
+_RETURN = 0x1000  # the emulation ends when the code returns there
 _CPACR_FULL = 3 << 20  # both fields of the floating-point unit's access
 
 
@@ -24,14 +25,16 @@ class Machine:
             MobileNetError: unicorn is not installed, or does not know such a processor; says what to do.
         """
         try:
-            import unicorn  # type: ignore[import-untyped]
+            import unicorn
         except ImportError:
             raise MobileNetError(f"running {target.name} code here needs: pip install 'mobilenet[emulate]'") from None
         if target.machine not in _MACHINES:
             raise MobileNetError(f"running {target.name} code here: {target.machine} can't be emulated")
-        self._error = unicorn.UcError
-        self._uc, self._registers = _MACHINES[target.machine](unicorn)
+        library: Any = unicorn
+        self._error = library.UcError
+        self._uc, self._registers = _MACHINES[target.machine](library)
         self._thumb = target.machine == "armv7e-m"
+        self._uc.mem_map(_RETURN, _PAGE, library.UC_PROT_EXEC)  # RISC-V looks there before it ends
         self._next = 1 << 20
         self._stack = self.map(bytes(_STACK), "rw") + _STACK
 
@@ -103,4 +106,4 @@ def _riscv64(unicorn: Any) -> tuple[Any, tuple[int, ...]]:
 
 # By `Target.machine`: makes a processor whose floating-point unit is on, and says its stack pointer, its return
 # address and the registers of a function's arguments.
-_MACHINES = {"aarch64": _aarch64, "armv7l": _arm, "armv7e-m": _arm, "riscv64": _riscv64}
+_MACHINES: dict[str, Callable[[Any], tuple[Any, tuple[int, ...]]]] = {"aarch64": _aarch64, "armv7l": _arm, "armv7e-m": _arm, "riscv64": _riscv64}

@@ -56,6 +56,8 @@ class Plan:
         kernels: each distinct one, those for float32 pixels included.
         packed: for each stage with parameters its kernel and their offset in bytes.
         weights, arena: bytes of the parameters and of all activations; the arena is zeros at first.
+        zeroed: the parts of the arena, offset and bytes, of which that must be so; nothing but zeros is read there
+            where no kernel writes.
         result: where in the arena the last layer's output is.
         stored: its shape there, channels in whole vectors.
     """
@@ -67,13 +69,19 @@ class Plan:
     packed: dict[str, tuple[Kernel, int]]
     weights: int
     arena: int
+    zeroed: tuple[tuple[int, int], ...]
     result: int
     stored: Shape
 
 
-def lower(network: Network, target: Target, *, fuse: bool = True, threads: int = 1) -> Plan:
-    """Returns the plan of a network for one image on so many threads; `fuse` False computes stage by stage."""
-    return _Lowering(network, target, fuse, threads).plan()
+def lower(
+    network: Network, target: Target, *, fuse: bool = True, threads: int = 1, cache: int | None = None
+) -> Plan:
+    """Returns the plan of a network for one image on so many threads; `fuse` False computes stage by stage.
+
+    `cache` is the bytes that may be kept between the layers of a fused block, None for what suits a server.
+    """
+    return _Lowering(network, target, fuse, threads, cache).plan()
 
 
 def for_floats(kernel: Kernel) -> Kernel:
@@ -82,10 +90,10 @@ def for_floats(kernel: Kernel) -> Kernel:
 
 
 class _Lowering:
-    def __init__(self, network: Network, target: Target, fuse: bool, threads: int) -> None:
+    def __init__(self, network: Network, target: Target, fuse: bool, threads: int, cache: int | None) -> None:
         self.network, self.target, self.lanes, self.threads = network, target, target.lanes, threads
         self.stages = stages(network, target.lanes)
-        self.groups = groups(self.stages, fuse, threads)
+        self.groups = groups(self.stages, fuse, threads, cache)
         self.kernels = {stage.name: kernel for group in self.groups for stage, kernel in self._kernels(group)}
         self.packed: dict[str, tuple[Kernel, int]] = {}
         self.weights = 0
@@ -96,7 +104,8 @@ class _Lowering:
         self.zeros = max(4 * stage.layer.input.width * whole(stage.layer.input.channels, self.lanes)
                          for stage in self.stages)  # fmt: skip
         self.zeros = max(self.zeros, *(4 * stage.pitch for stage in self.stages if stage.scales))
-        self.offsets, self.arena = place(self._buffers())
+        self.buffers = self._buffers()
+        self.offsets, self.arena = place(self.buffers)
 
     def plan(self) -> Plan:
         parts: list[list[Step | None]] = [[] for _ in range(self.threads)]
@@ -115,6 +124,7 @@ class _Lowering:
             self.packed,
             self.weights,
             self.arena,
+            tuple((self.offsets[b.name], b.bytes) for b in self.buffers if (b.first, b.last) == (0, len(self.groups))),
             self.offsets[self.stages[-1].name],
             Shape(last.height, last.width, whole(last.channels, self.lanes)),
         )

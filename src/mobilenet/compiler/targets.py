@@ -1,5 +1,7 @@
 """Instruction sets that code is made for: what LLVM must know of each, and which of them run here.
 
+`TARGETS` are those that the compiled engine runs on, `DEVICES` those that code is exported for only.
+
 Standard library only, so that code that has been compiled before is found and run without LLVM.
 """
 
@@ -19,13 +21,16 @@ class Target:
     """Is an instruction set as the compiler sees it.
 
     Attributes:
-        name: "avx512", "avx2", "sse" or "neon".
+        name: "avx512", "avx2", "sse", "neon" or a device.
         machine: what `platform.machine()` says where it runs.
         triple: of LLVM.
         cpu: of LLVM, the least processor that has the instruction set: a level of the x86-64 psABI.
         flags: of /proc/cpuinfo that must all be there.
         lanes: floats in a vector.
         registers: vectors that a kernel can hold at a time.
+        features: of LLVM, what `cpu` does not say.
+        abi: of LLVM, where there are several.
+        bits: of an address.
     """
 
     name: str
@@ -35,6 +40,9 @@ class Target:
     flags: frozenset[str]
     lanes: int
     registers: int
+    features: str = ""
+    abi: str = ""
+    bits: int = 64
 
 
 _V2 = frozenset({"sse4_1", "sse4_2", "ssse3", "popcnt", "cx16"})
@@ -52,6 +60,20 @@ TARGETS = {
         Target("neon", "aarch64", "aarch64-unknown-linux-gnu", "generic", frozenset({"asimd"}), 4, 32),
     )
 }
+
+# Cortex-M: M4F code runs on M7, M33, M55 and M85 with a floating-point unit too. ARMv7: NEON without fused multiply-add,
+# as the Android and Debian baselines; its 16 vectors of 4 are shared with the scalars. RISC-V: RV64GC has no vectors.
+DEVICES = {
+    target.name: target
+    for target in (
+        Target("android-aarch64", "aarch64", "aarch64-unknown-linux-android21", "generic", frozenset(), 4, 32),
+        Target("armv7", "armv7l", "armv7-unknown-linux-gnueabihf", "generic", frozenset(), 4, 16, "+neon", bits=32),
+        Target("cortex-m", "armv7e-m", "thumbv7em-none-eabihf", "cortex-m4", frozenset(), 1, 32, bits=32),
+        Target("riscv64", "riscv64", "riscv64-unknown-linux-gnu", "generic-rv64", frozenset(), 1, 32,
+               "+m,+a,+f,+d,+c", "lp64d"),
+        Target("wasm", "wasm32", "wasm32-unknown-unknown", "generic", frozenset(), 4, 16, "+simd128", bits=32),
+    )
+}  # fmt: skip
 
 
 def runnable() -> tuple[Target, ...]:

@@ -1,0 +1,1 @@
+"""Models as other runtimes' files, each run again in its own runtime."""
