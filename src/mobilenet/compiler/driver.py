@@ -95,7 +95,7 @@ def program(plan: Plan, weights: bytes, symbol: str, names: Mapping[Kernel, str]
     regions = {"arena": "%scratch", "weights": f"@{symbol}_weights", "pixels": "%input"}
     lines = [line for offset, size in plan.zeroed for line in _zeros(word, offset, -(-size // ALIGNMENT))]
     for number, step in enumerate(step for step in plan.parts[0] if step):
-        places = []
+        places: list[str] = []
         for place in (step.out, step.source, step.parameters, step.extra):
             places.append(f"%p{number}.{len(places)}")
             lines.append(f"{places[-1]} = getelementptr i8, ptr {regions[place.region]}, {word} {place.offset}")

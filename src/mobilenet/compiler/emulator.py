@@ -106,4 +106,9 @@ def _riscv64(unicorn: Any) -> tuple[Any, tuple[int, ...]]:
 
 # By `Target.machine`: makes a processor whose floating-point unit is on, and says its stack pointer, its return
 # address and the registers of a function's arguments.
-_MACHINES: dict[str, Callable[[Any], tuple[Any, tuple[int, ...]]]] = {"aarch64": _aarch64, "armv7l": _arm, "armv7e-m": _arm, "riscv64": _riscv64}
+_MACHINES: dict[str, Callable[[Any], tuple[Any, tuple[int, ...]]]] = {
+    "aarch64": _aarch64,
+    "armv7l": _arm,
+    "armv7e-m": _arm,
+    "riscv64": _riscv64,
+}

@@ -18,10 +18,10 @@ _RISCV_LOW = (24, 25)  # PCREL_LO12_I, PCREL_LO12_S: their symbol is the place o
 
 
 class _Class(NamedTuple):
-    """Is where the fields of an ELF file are: of 32 or of 64 bits."""
+    """Is where things are in an ELF file of 32 or of 64 bits, and the forms of their fields."""
 
-    table: tuple[str, int]  # the section headers' offset
-    count: int
+    table: tuple[str, int]  # the place of the section headers' offset
+    sections: int  # the place of their number
     section: str
     symbol: str
     relocation: str
@@ -79,11 +79,9 @@ class _Object:
             raise self._error("no ELF file, little-endian")
         self.form = _CLASSES[data[4]]
         self.machine = struct.unpack_from("<H", data, 18)[0]
-        table, count = *struct.unpack_from(self.form.table[0], data, self.form.table[1]), self._half(self.form.count)
+        table, count = *struct.unpack_from(self.form.table[0], data, self.form.table[1]), self._half(self.form.sections)
         size = struct.calcsize(self.form.section)
-        self.sections = [
-            _Section(*struct.unpack_from(self.form.section, data, table + size * n)) for n in range(count)
-        ]
+        self.sections = [_Section(*struct.unpack_from(self.form.section, data, table + size * n)) for n in range(count)]
 
     def append(self, image: bytearray) -> int:
         """Lays the sections behind `image`, links them, and returns the function's offset."""

@@ -74,9 +74,7 @@ class Plan:
     stored: Shape
 
 
-def lower(
-    network: Network, target: Target, *, fuse: bool = True, threads: int = 1, cache: int | None = None
-) -> Plan:
+def lower(network: Network, target: Target, *, fuse: bool = True, threads: int = 1, cache: int | None = None) -> Plan:
     """Returns the plan of a network for one image on so many threads; `fuse` False computes stage by stage.
 
     `cache` is the bytes that may be kept between the layers of a fused block, None for what suits a server.

@@ -61,8 +61,8 @@ TARGETS = {
     )
 }
 
-# Cortex-M: M4F code runs on M7, M33, M55 and M85 with a floating-point unit too. ARMv7: NEON without fused multiply-add,
-# as the Android and Debian baselines; its 16 vectors of 4 are shared with the scalars. RISC-V: RV64GC has no vectors.
+# ARMv7: NEON without fused multiply-add, the baseline of Android and of most such boards. Cortex-M: code for the M4F
+# runs on M7, M33, M55 and M85 too, where they have a floating-point unit. RISC-V: RV64GC, which has no vectors.
 DEVICES = {
     target.name: target
     for target in (

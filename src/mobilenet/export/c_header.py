@@ -89,4 +89,3 @@ def quoted(text: str) -> str:
 def _character(byte: int) -> str:
     plain = 32 <= byte < 127 and chr(byte) not in '"\\?'  # ??/ would be a trigraph
     return chr(byte) if plain else f"\\{byte:03o}"
-

@@ -99,11 +99,9 @@ def export(model: Model, path: Path, target: str = "host", *, symbol: str = "mob
     if not re.fullmatch("[a-z][a-z0-9_]{0,59}", symbol):
         raise UsageError(f"symbol: got {symbol[:80]!r}, needed small letters, digits and _, a letter first, at most 60")
     plan = _plan(model, chosen)
-    folded = fold(model.network, model.tensors)
-    weights = pack(plan, folded, model.preprocessing.mean, model.preprocessing.std).tobytes()
-    from ..compiler.build import program  # only here is LLVM needed
+    from ..compiler import build  # only here is LLVM needed
 
-    data = program(plan, weights, f"{symbol}_run")
+    data = build.program(plan, _packed(model, plan), f"{symbol}_run")
     path = path.with_suffix("")
     if chosen.name == "wasm":
         places = es_module.layout(plan)
@@ -136,6 +134,11 @@ def _plan(model: Model, target: Target) -> Plan:
     return min(plans, key=lambda plan: plan.arena)
 
 
+def _packed(model: Model, plan: Plan) -> bytes:
+    folded = fold(model.network, model.tensors)
+    return pack(plan, folded, model.preprocessing.mean, model.preprocessing.std).tobytes()
+
+
 # ------------------------------------------------------------------------------------------------------------ check
 
 
@@ -153,8 +156,8 @@ def _check(model: Model, run: Runner, how: str) -> float:
     if not (difference <= allowed).all():
         worst = int(np.nanargmax(difference - allowed))
         raise GateError(
-            f"export: the code, {how}, gives {difference[worst]:.3g} more or less than the reference at output {worst}; "
-            f"{allowed[worst]:.3g} is what rounding explains. Nothing was written"
+            f"export: the code, {how}, is {difference[worst]:.3g} away from the reference at output {worst}; rounding "
+            f"explains {allowed[worst]:.3g}. Nothing was written"
         )
     return float(difference.max())
 
@@ -169,7 +172,7 @@ def _photo(model: Model) -> NDArray[np.uint8]:
     rows, columns = np.mgrid[:height, :width]
     waves = 127 + 90 * np.sin((rows + 2 * columns) / 9)[..., None] * (1 + np.arange(channels)) / channels
     noise = np.random.default_rng(0).normal(0, 25, (height, width, channels))
-    return np.clip(waves + noise, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(waves + noise, 0, 255), np.uint8)
 
 
 def _runner(plan: Plan, function: str, files: dict[str, bytes]) -> tuple[str, Runner | None]:

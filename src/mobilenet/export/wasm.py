@@ -36,8 +36,6 @@ def module(data: bytes, name: str, size: int) -> bytes:
     function = _number(_function(symbols, name))
     sections[_MEMORY] = b"\x01\x00" + _number(-(-size // PAGE))
     sections[_EXPORT] = b"\x02\x06memory\x02\x00\x03run\x00" + function
-    if unknown := set(sections) - set(_ORDER):
-        raise MobileNetError(f"compiler: the WebAssembly object has sections of kind {sorted(unknown)}")
     parts = (bytes([kind]) + _number(len(sections[kind])) + sections[kind] for kind in _ORDER if kind in sections)
     return _HEADER + b"".join(parts)
 
