@@ -54,7 +54,7 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     def folder(target: str) -> Path:
         path = tmp_path_factory.mktemp(target)
         found = export(small(), path / "model.x", target)
-        endings = ("wasm", "mjs") if target == "wasm" else ("o", "h")
+        endings = {"wasm": ("wasm", "mjs"), "armv7": ("o", "h"), "cortex-m": ("o", "h")}.get(target, ("o", "h", "so"))
         assert set(found.files) == {str(path / f"model.{ending}") for ending in endings}
         assert all(Path(name).stat().st_size == size for name, size in found.files.items())
         assert found.ran == can_run(target)
@@ -168,6 +168,24 @@ def test_labels_in_the_header_are_the_labels(tmp_path: Path, folder_of: Callable
     library = ctypes.CDLL(str(tmp_path / "labels.so"))
     library.get.restype = ctypes.c_char_p
     assert tuple(library.get(n).decode() for n in range(library.sizes())) == LABELS
+
+
+def test_a_library_is_what_readelf_says(folder_of: Callable[[str], Path]) -> None:
+    """The one symbol, its type, and no relocation, as binutils see them."""
+    if not shutil.which("readelf"):
+        pytest.skip("needs readelf")
+    for target, machine in (("sse", "X86-64"), ("riscv64", "RISC-V"), ("android-aarch64", "AArch64")):
+        path = folder_of(target) / "model.so"
+        command = ["readelf", "-W", "--file-header", "--dynamic", "--dyn-syms", "--relocs", "--segments", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        text = re.sub(" +", " ", done.stdout)
+        assert not done.stderr, done.stderr
+        assert machine in text
+        assert "FUNC GLOBAL DEFAULT 4 mobilenet_run" in text
+        assert "There are no relocations in this file." in text
+        assert "Library soname: [model.so]" in text
+        assert re.search("GNU_STACK .* RW ", text)
+        assert "RWE" not in text
 
 
 def test_literals_are_plain() -> None:

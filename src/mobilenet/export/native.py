@@ -1,4 +1,4 @@
-"""A model as machine code for a device: an object file and a C header, or a WebAssembly module and its loader.
+"""A model as machine code: an object file, a shared library and a C header, or a WebAssembly module and its loader.
 
 The object has one function, `mobilenet_run(input, output, scratch)`, all kernels and the weights. It refers to nothing
 outside, so that any linker takes it into any program, with or without an operating system or a C library. The code is
@@ -22,7 +22,6 @@ from ..common.files import write_atomic
 from ..common.text import bytes_text
 from ..compiler import link
 from ..compiler.emulator import Machine
-from ..compiler.loader import Code
 from ..compiler.lower import Plan, lower
 from ..compiler.pack import aligned, pack
 from ..compiler.targets import DEVICES, TARGETS, Target, choose, runnable
@@ -31,6 +30,7 @@ from ..model import Model
 from ..weights import fold
 from . import es_module, wasm
 from .c_header import header, output_floats
+from .shared_library import can_hold, shared_library
 
 NAMES = ("host", "aarch64", *DEVICES, *(name for name in TARGETS if name != "neon"))
 """What `export` takes as its target; "aarch64" is the compiler's "neon"."""
@@ -83,10 +83,11 @@ class Exported:
 
 
 def export(model: Model, path: Path, target: str = "host", *, symbol: str = "mobilenet") -> Exported:
-    """Writes a model as machine code: PATH.o and PATH.h, or PATH.wasm and PATH.mjs; an ending that PATH has is dropped.
+    """Writes a model as machine code: PATH.o, PATH.h and, for Linux of 64 bits and Android, PATH.so; or PATH.wasm and
+    PATH.mjs.
 
     Args:
-        path: without an ending.
+        path: without an ending; one that it has is dropped.
         target: one of `NAMES`.
         symbol: with which the C names begin: `mobilenet` for mobilenet_run.
 
@@ -94,7 +95,7 @@ def export(model: Model, path: Path, target: str = "host", *, symbol: str = "mob
         UsageError: names the target or symbol and the rule.
         GateError: the code was run and its outputs differ from the reference; nothing was written.
         MobileNetError: llvmlite is missing, or a file can't be written.
-    """
+    """  # fmt: skip
     chosen = _target(target)
     if not re.fullmatch("[a-z][a-z0-9_]{0,59}", symbol):
         raise UsageError(f"symbol: got {symbol[:80]!r}, needed small letters, digits and _, a letter first, at most 60")
@@ -102,20 +103,27 @@ def export(model: Model, path: Path, target: str = "host", *, symbol: str = "mob
     from ..compiler import build  # only here is LLVM needed
 
     data = build.program(plan, _packed(model, plan), f"{symbol}_run")
-    path = path.with_suffix("")
-    if chosen.name == "wasm":
-        places = es_module.layout(plan)
-        data = wasm.module(data, f"{symbol}_run", places.size)
-        script = es_module.loader(model, plan, f"{path.name}.wasm")
-        files = {f"{path}.wasm": data, f"{path}.mjs": script.encode()}
-    else:
-        files = {f"{path}.o": data, f"{path}.h": header(model, plan, symbol, _MADE_FOR[chosen.name]).encode()}
+    files = _files(model, plan, data, path.with_suffix(""), symbol)
     checked, run = _runner(plan, f"{symbol}_run", files)
     difference = _check(model, run, checked) if run else None
     for name, content in files.items():
         write_atomic(Path(name), content)
     sizes = {name: len(content) for name, content in files.items()}
     return Exported(sizes, _MADE_FOR[chosen.name], plan.weights, plan.arena, checked, run is not None, difference)
+
+
+def _files(model: Model, plan: Plan, data: bytes, path: Path, symbol: str) -> dict[str, bytes]:
+    """Returns the files of LLVM's object file by their paths."""
+    function, target = f"{symbol}_run", plan.target
+    if target.name == "wasm":
+        module = wasm.module(data, function, es_module.layout(plan).size)
+        script = es_module.loader(model, plan, f"{path.name}.wasm")
+        return {f"{path}.wasm": module, f"{path}.mjs": script.encode()}
+    files = {f"{path}.o": data, f"{path}.h": header(model, plan, symbol, _MADE_FOR[target.name]).encode()}
+    if can_hold(target.machine):
+        image, (offset,) = link.link([(function, data)])
+        files[f"{path}.so"] = shared_library(image, offset, function, f"{path.name}.so", target.machine)
+    return files
 
 
 def _target(name: str) -> Target:
@@ -181,28 +189,33 @@ def _runner(plan: Plan, function: str, files: dict[str, bytes]) -> tuple[str, Ru
         if shutil.which("node") is None:
             return "not run: node is not here", None
         return "run in node", lambda pixels: _run_in_node(files, pixels)
-    data = next(content for name, content in files.items() if name.endswith(".o"))
-    image, (offset,) = link.link([(function, data)])
     if plan.target in runnable():
-        return "run on this machine", lambda pixels: _run_here(plan, image, offset, pixels)
+        return "run on this machine", lambda pixels: _run_here(plan, function, files, pixels)
     try:
         machine = Machine(plan.target)
     except MobileNetError as error:
         return f"not run: {error}", None
-    return "run emulated", lambda pixels: _run_emulated(plan, machine, image, offset, pixels)
+    (data,) = (content for name, content in files.items() if name.endswith(".o"))
+    return "run emulated", lambda pixels: _run_emulated(plan, machine, function, data, pixels)
 
 
-def _run_here(plan: Plan, image: bytes, offset: int, pixels: NDArray[np.uint8]) -> Floats:
-    code = Code(image, {"run": offset})
+def _run_here(plan: Plan, function: str, files: dict[str, bytes], pixels: NDArray[np.uint8]) -> Floats:
+    """Runs the shared library."""
     output, scratch = np.full(output_floats(plan), np.nan, np.float32), aligned(plan.arena)
     scratch[:] = np.nan
-    ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 3)(code.address["run"])(
-        pixels.ctypes.data, output.ctypes.data, scratch.ctypes.data
-    )
+    (data,) = (content for name, content in files.items() if name.endswith(".so"))
+    with tempfile.NamedTemporaryFile(suffix=".so") as file:
+        file.write(data)
+        file.flush()
+        library = ctypes.CDLL(file.name)
+    run = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 3)((function, library))
+    run(pixels.ctypes.data, output.ctypes.data, scratch.ctypes.data)
     return output
 
 
-def _run_emulated(plan: Plan, machine: Machine, image: bytes, offset: int, pixels: NDArray[np.uint8]) -> Floats:
+def _run_emulated(plan: Plan, machine: Machine, function: str, data: bytes, pixels: NDArray[np.uint8]) -> Floats:
+    """Runs the object file."""
+    image, (offset,) = link.link([(function, data)])
     size = 4 * output_floats(plan)
     given, output = machine.map(pixels.tobytes(), "r"), machine.map(b"\xff" * size, "rw")
     scratch = machine.map(b"\xff" * plan.arena, "rw")
