@@ -8,8 +8,9 @@ import importlib.util
 import mmap
 import random
 from collections.abc import Sequence
+from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,12 +19,38 @@ from mobilenet.arch import Conventions, Layer, Shape
 from mobilenet.compiler import native
 from mobilenet.compiler.build import build
 from mobilenet.compiler.driver import DRIVE
-from mobilenet.compiler.emulator import Machine
+from mobilenet.compiler.emulator import Emulator
+from mobilenet.compiler.kernel import SIZES
 from mobilenet.compiler.loader import Code
 from mobilenet.compiler.lower import Plan, Step, for_floats, lower
 from mobilenet.compiler.pack import pack
 from mobilenet.compiler.targets import TARGETS, Target, runnable
 from mobilenet.weights import fold
+
+UNICORN = importlib.util.find_spec("unicorn") is not None
+
+
+class Machine(NamedTuple):
+    """Is an instruction set, and what numbers it computes with."""
+
+    target: Target
+    precision: str
+
+    def __str__(self) -> str:
+        return f"{self.target.name}-{self.precision}"
+
+    @property
+    def storage(self) -> float:
+        """The type's epsilon that activations and weights are rounded to."""
+        return 2.0**-7 if self.precision == "bf16" else 0.0
+
+
+def machines() -> list[Machine]:
+    """Returns those that run here, or emulated, and differ in the code that is made for floats."""
+    tested = dict.fromkeys((*runnable(), *([TARGETS["neon"]] if UNICORN else ())))
+    found = [Machine(target, "f32") for target in tested if not target.words]
+    return found + [Machine(t, "bf16") for t in tested if "bf16" in t.words or t.name in ("avx2", "neon")]
+
 
 EPSILON = float(np.finfo(np.float32).eps)
 SCALING = ((127.5,), (60.0,))
@@ -92,23 +119,15 @@ def random_tensors(network: Any, seed: int, spread: float = 1.0) -> dict[str, np
     return tensors
 
 
-EMULATED = tuple(
-    target
-    for target in (TARGETS["neon"],)
-    if target not in runnable() and importlib.util.find_spec("unicorn") is not None
-)
-TESTED = runnable() + EMULATED
-
-
 class EmulatedTape:
     """Stands for `native._Tape`: a plan in guarded memory of an emulated processor.
 
     Of several threads' calls those of one after the other are made up to the place where they wait for each other.
     """
 
-    def __init__(self, plan: Plan, image: bytes, functions: dict[str, int], weights: np.ndarray) -> None:
-        self.plan = plan
-        self.machine = machine = Machine(plan.target)
+    def __init__(self, plan: Plan, image: bytes, functions: dict[str, int], weights: np.ndarray, decode: Any) -> None:
+        self.plan, self.decode = plan, decode
+        self.machine = machine = Emulator(plan.target)
         code = machine.map(image, "rx")
         self.address = {name: code + offset for name, offset in functions.items()}
         self.bases = {"arena": machine.map(bytes(plan.arena), "rw"), "weights": machine.map(weights.tobytes(), "r")}
@@ -121,9 +140,10 @@ class EmulatedTape:
                 rows = [self._call(step, image.itemsize, pixels) for step in steps]
                 if rows:
                     machine.call(self.address[DRIVE], machine.map(np.array(rows, np.int64).tobytes(), "r"), len(rows))
-        stored = machine.read(self.bases["arena"] + plan.result, 4 * plan.stored.size)
+        size = plan.stored.size * SIZES[plan.numbers]
+        stored = np.frombuffer(machine.read(self.bases["arena"] + plan.result, size), native._KINDS[plan.numbers])
         channels = plan.network.layers[-1].output.channels
-        out[...] = np.frombuffer(stored, np.float32).reshape(plan.stored)[..., :channels].reshape(out.shape)
+        out[...] = self.decode(stored.reshape(plan.stored)[..., :channels]).reshape(out.shape)
 
     def _call(self, step: Step, itemsize: int, pixels: int) -> list[int]:
         reads = step.source.region == "pixels"
@@ -147,15 +167,17 @@ def _until_waits(steps: Sequence[Step | None]) -> list[list[Step]]:
 
 def tape(plan: Plan, image: bytes, functions: dict[str, int], weights: np.ndarray) -> Any:
     """Returns a plan ready to run, here or emulated."""
+    decode = partial(native._floats, plan.numbers, (1.0, 0.0))
     if plan.target in runnable():
-        return native._Tape(plan, Code(image, functions), weights)
-    return EmulatedTape(plan, image, functions, weights)
+        return native._Tape(plan, Code(image, functions), weights, decode)
+    return EmulatedTape(plan, image, functions, weights, decode)
 
 
-def run_chain(network: Any, tensors: Any, pixels: np.ndarray, target: Target, fuse: bool) -> np.ndarray:
+def run_chain(network: Any, tensors: Any, pixels: np.ndarray, machine: Machine, fuse: bool) -> np.ndarray:
     """Compiles a chain here and runs it in guarded memory."""
-    plan = lower(network, target, fuse=fuse)
-    played = tape(plan, *build(plan.kernels, target, workers=1), pack(plan, fold(network, tensors), *SCALING))
+    plan = lower(network, machine.target, precision=machine.precision, fuse=fuse)
+    image, functions = build(plan.kernels, machine.target, workers=1)
+    played = tape(plan, image, functions, pack(plan, fold(network, tensors), *SCALING))
     last = network.layers[-1].output
     results = []
     for image in pixels:
@@ -165,15 +187,19 @@ def run_chain(network: Any, tensors: Any, pixels: np.ndarray, target: Target, fu
     return np.array(results)
 
 
-def check_chain(layers: Sequence[Layer], target: Target, fuse: bool, seed: int, pixels: str = "uint8") -> np.ndarray:
+def check_chain(layers: Sequence[Layer], machine: Machine, fuse: bool, seed: int, pixels: str = "uint8") -> np.ndarray:
     """Compares a chain of layers with the reference; returns the reference's last output before the comparison."""
     network, tensors = chain(layers), random_tensors(chain(layers), seed, spread=3.0)
     images = np.random.default_rng(seed).integers(0, 256, (2, *network.input)).astype(pixels)
     expected = reference.forward(network, tensors, images, scaling=SCALING)
-    allowed = reference.tolerance(network, tensors, images, EPSILON, scaling=SCALING)
-    allowed += EPSILON * np.abs(expected) * (layers[-1].adds is not None)  # should all but the sum be exact
-    found = run_chain(network, tensors, images, target, fuse).reshape(expected.shape)
-    assert np.abs(allowed).max() < 1e-2 * max(np.abs(expected).max(), 1.0), "a tolerance that would let anything pass"
+    allowed = reference.tolerance(network, tensors, images, EPSILON, storage=machine.storage, scaling=SCALING)
+    allowed += (
+        max(EPSILON, machine.storage) * np.abs(expected) * (layers[-1].adds is not None)
+    )  # should all but the sum be exact
+    found = run_chain(network, tensors, images, machine, fuse).reshape(expected.shape)
+    assert np.abs(allowed).max() < (0.9 if machine.storage else 1e-2) * max(np.abs(expected).max(), 1.0), (
+        "a tolerance that would let anything pass"
+    )
     wrong = ~(np.abs(found - expected) <= allowed)
     where = np.argwhere(wrong)
     assert not wrong.any(), (

@@ -66,14 +66,17 @@ def test_only_the_compiler_imports_llvmlite() -> None:
     assert users == {"compiler/build.py", "compiler/ir.py"}
 
 
-def test_importing_mobilenet_and_predicting_need_no_torch() -> None:
+def test_importing_mobilenet_and_predicting_need_neither_torch_nor_a_second_compilation() -> None:
     code = (
         "import sys, mobilenet; assert 'numpy' not in sys.modules\n"
         "import numpy; model = mobilenet.create(mobilenet.v2(0.1, 32, 3))\n"
         "model.predict(numpy.zeros((40, 50, 3), numpy.uint8)).top(2)\n"
-        "assert not {'torch', 'llvmlite'} & set(sys.modules)"
+        "print(*{'torch', 'llvmlite'} & set(sys.modules))"
     )
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+    command = [sys.executable, "-W", "error", "-c", code]
+    runs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    assert runs[0].strip() in ("llvmlite", "")  # another test may have compiled it
+    assert runs[1].strip() == ""
 
 
 def test_the_file_map_is_the_tree() -> None:

@@ -19,7 +19,7 @@ from members import DEEP, random_members
 from mobilenet import reference
 from mobilenet.arch import SCALINGS, Network, v1
 from mobilenet.compiler import build
-from mobilenet.compiler.emulator import Machine
+from mobilenet.compiler.emulator import Emulator
 from mobilenet.compiler.targets import DEVICES, TARGETS
 from mobilenet.cost import cost
 from mobilenet.errors import GateError, MobileNetError, UsageError
@@ -247,14 +247,14 @@ def test_code_that_can_not_be_run_is_written_and_told(
 
 @pytest.mark.skipif(not UNICORN, reason="needs unicorn")
 def test_emulated_code_that_leaves_its_memory_is_stopped() -> None:
-    machine = Machine(TARGETS["neon"])
+    machine = Emulator(TARGETS["neon"])
     code = machine.map(bytes.fromhex("000040f9c0035fd6"), "rx")  # ldr x0, [x0]; ret
     inside = machine.map(bytes(64), "r")
     machine.call(code, inside + 56)
     with pytest.raises(MobileNetError, match="emulated code: Invalid memory read"):
         machine.call(code, inside + 64)
     with pytest.raises(MobileNetError, match="s390x can't be emulated"):
-        Machine(dataclasses.replace(TARGETS["neon"], machine="s390x"))
+        Emulator(dataclasses.replace(TARGETS["neon"], machine="s390x"))
 
 
 # ------------------------------------------------------------------------------------------------------ WebAssembly

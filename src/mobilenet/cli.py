@@ -6,12 +6,12 @@ what it needs, so that `cost` starts without numpy and `predict` without torch.
 """
 
 import argparse
+import dataclasses
 import io
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from .errors import GateError, MobileNetError, UsageError
 Arguments = argparse.Namespace
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Command:
     """Is one subcommand: its line of help, an example, its arguments, and its handler, which returns an exit code."""
 
@@ -285,6 +285,60 @@ def _progress(what: str) -> Callable[[int, int], None]:
     return counter(what)
 
 
+# --------------------------------------------------------------------------------------------------- compile, bench
+
+
+def _compile_arguments(parser: argparse.ArgumentParser) -> None:
+    from .compiler.targets import TARGETS
+
+    parser.add_argument("model", type=Path, help="model folder")
+    parser.add_argument("--precision", default="f32", help="f32 (default)")
+    parser.add_argument("--threads", type=int, help="of the engine (default one a processor)")
+    parser.add_argument("--target", choices=TARGETS, help="instruction set (default the best that runs here)")
+
+
+def _compile(args: Arguments) -> int:
+    from .common.text import bytes_text
+    from .model import load
+
+    model = load(args.model)
+    engine = model.compile(args.precision, args.threads, args.target)
+    made = engine.made
+    if made.kept is None:
+        raise MobileNetError("the code is compiled and can't be kept, see above")
+    document = {**dataclasses.asdict(made), "kept": str(made.kept), "threads": engine.threads}
+    text = (
+        f"{model.network}, {made.precision}, {made.target}, threads: {engine.threads}\n"
+        f"{made.kernels} kernels, {bytes_text(made.code)} of code in {made.kept}\n"
+        f"{bytes_text(made.weights)} of packed weights, {bytes_text(made.arena)} of activations, "
+        f"{made.seconds:.2f} s"
+    )
+    _emit(args, document, text)
+    return 0
+
+
+def _bench_arguments(parser: argparse.ArgumentParser) -> None:
+    _compile_arguments(parser)
+    parser.add_argument("--seconds", type=float, default=2.0, help="to measure for (default 2)")
+    parser.add_argument(
+        "--picture", type=Path, metavar="SVG", help="where the roofline goes (default MODEL/roofline.svg)"
+    )
+    parser.add_argument("--no-picture", action="store_true", help="figures only")
+
+
+def _bench(args: Arguments) -> int:
+    from .common.files import write_atomic
+    from .compiler.roofline import picture
+    from .model import load
+
+    found = load(args.model).compile(args.precision, args.threads, args.target).profile(seconds=args.seconds)
+    path = None if args.no_picture else args.picture or args.model / "roofline.svg"
+    if path:
+        write_atomic(path, picture(found).encode())
+    _emit(args, found.to_dict() | {"picture": path and str(path)}, f"{found}" + (f"\nroofline: {path}" if path else ""))
+    return 0
+
+
 # ----------------------------------------------------------------------------------------------------- demo, doctor
 
 
@@ -345,6 +399,18 @@ COMMANDS = {
         "mobilenet predict flowers-model cat.jpg holiday/ --top 3",
         _predict_arguments,
         _predict,
+    ),
+    "compile": Command(
+        "compile a model ahead of time, so that the first prediction need not",
+        "mobilenet compile flowers-model --threads 2",
+        _compile_arguments,
+        _compile,
+    ),
+    "bench": Command(
+        "measure a compiled model layer by layer, beside what the machine can do",
+        "mobilenet bench flowers-model --threads 1",
+        _bench_arguments,
+        _bench,
     ),
     "demo": Command(
         "train, evaluate and predict on the handwritten digits that come with the package",

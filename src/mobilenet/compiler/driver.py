@@ -11,17 +11,26 @@ from .memory import ALIGNMENT
 from .targets import Target
 
 STEP_WORDS = 7
-DRIVE, WAIT = "drive", "wait"
+DRIVE, WAIT, MARK = "drive", "wait", "mark"
 
 _PAUSES = {
     "x86_64": ("declare void @llvm.x86.sse2.pause()", "call void @llvm.x86.sse2.pause()"),
     "aarch64": ("declare void @llvm.aarch64.hint(i32)", "call void @llvm.aarch64.hint(i32 1)"),
 }
 
+# Clocks of constant speed that any program may read.
+_CLOCKS = {
+    "x86_64": ("declare i64 @llvm.readcyclecounter()", "call i64 @llvm.readcyclecounter()"),
+    "aarch64": (
+        'declare i64 @llvm.read_volatile_register.i64(metadata)\n!0 = !{!"cntvct_el0"}',
+        "call i64 @llvm.read_volatile_register.i64(metadata !0)",
+    ),
+}
+
 
 def modules(target: Target) -> dict[str, str]:
     """Returns the text of the module of each function, by its name."""
-    return {DRIVE: _drive(target), WAIT: _wait(target)}
+    return {DRIVE: _drive(target), WAIT: _wait(target), MARK: _mark(target)}
 
 
 def _drive(target: Target) -> str:
@@ -80,6 +89,20 @@ later:
 again:
   br label %look
 done:
+  ret void
+}}
+"""
+
+
+def _mark(target: Target) -> str:
+    """Returns a step that writes the clock's ticks when it is reached: `void mark(place, -, -, -, -, -)`."""
+    declaration, clock = _CLOCKS[target.machine]
+    return f"""
+target triple = "{target.triple}"
+{declaration}
+define void @{MARK}(ptr %place, ptr %p1, ptr %p2, ptr %p3, i64 %i1, i64 %i2) nounwind {{
+  %now = {clock}
+  store i64 %now, ptr %place
   ret void
 }}
 """

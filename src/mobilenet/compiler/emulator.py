@@ -15,7 +15,7 @@ _RETURN = 0x1000  # the emulation ends when the code returns there
 _CPACR_FULL = 3 << 20  # both fields of the floating-point unit's access
 
 
-class Machine:
+class Emulator:
     """Is an emulated processor with memory of its own."""
 
     def __init__(self, target: Target) -> None:

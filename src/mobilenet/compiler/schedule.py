@@ -12,7 +12,7 @@ from itertools import pairwise
 from .stages import Stage
 
 CACHE = 1 << 19
-"""Bytes that the rings of a group may take: half of the smallest L2 cache of today's servers."""
+"""Bytes that the rings of a group may take: half of the smallest L2 cache of today\'s servers."""
 
 
 @dataclass(frozen=True)
@@ -131,12 +131,12 @@ def _strip(run: Sequence[Stage], threads: int, cache: int) -> int | None:
     Between stages done one by one everything goes through the cache behind L2 once it is larger than L2; strips save
     that, and read the weights once more each. So: not where everything fits, and the tallest strips that do fit.
     """
-    if 4 * max(stage.size for stage in run[:-1]) <= cache:
+    if max(stage.rows * stage.bytes for stage in run[:-1]) <= cache:
         return None
     rows = -(-run[-1].rows // threads)
     for count in range(2 if threads == 1 else 1, rows + 1):
         strip = -(-rows // count)
         _, rings = _strips(run, strip, 0, run[-1].rows)
-        if sum(4 * ring * stage.pitch for ring, stage in zip(rings[:-1], run, strict=False)) <= cache:
+        if sum(ring * stage.bytes for ring, stage in zip(rings[:-1], run, strict=False)) <= cache:
             return strip
     return None

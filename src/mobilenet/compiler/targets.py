@@ -5,6 +5,7 @@
 Standard library only, so that code that has been compiled before is found and run without LLVM.
 """
 
+import ctypes
 import os
 import platform
 from dataclasses import dataclass
@@ -21,14 +22,16 @@ class Target:
     """Is an instruction set as the compiler sees it.
 
     Attributes:
-        name: "avx512", "avx2", "sse", "neon" or a device.
+        name: "amx", "avx512bf16", "avx512vnni", "avx512", "avxvnni", "avx2", "sse", "neon", or a device's.
         machine: what `platform.machine()` says where it runs.
         triple: of LLVM.
         cpu: of LLVM, the least processor that has the instruction set: a level of the x86-64 psABI.
         flags: of /proc/cpuinfo that must all be there.
         lanes: floats in a vector.
         registers: vectors that a kernel can hold at a time.
-        features: of LLVM, what `cpu` does not say.
+        features: of LLVM, beyond those of `cpu`.
+        words: instructions that not every machine has: "vnni" (sums of 4 products of bytes), "bf16" (sums of 2 products
+            of bfloat16), "tiles" (products of whole matrices, AMX).
         abi: of LLVM, where there are several.
         bits: of an address.
     """
@@ -41,6 +44,7 @@ class Target:
     lanes: int
     registers: int
     features: str = ""
+    words: frozenset[str] = frozenset()
     abi: str = ""
     bits: int = 64
 
@@ -48,13 +52,30 @@ class Target:
 _V2 = frozenset({"sse4_1", "sse4_2", "ssse3", "popcnt", "cx16"})
 _V3 = _V2 | {"avx", "avx2", "fma", "f16c", "bmi1", "bmi2", "movbe", "abm"}
 _V4 = _V3 | {"avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512cd"}
+_VNNI = _V4 | {"avx512_vnni"}
+_BF16 = _VNNI | {"avx512_bf16"}
 _LINUX = "x86_64-unknown-linux-gnu"
+_512 = "+avx512vnni,+avx512bf16"
 
 # Best first: the first that runs is taken.
 TARGETS = {
     target.name: target
     for target in (
+        Target(
+            "amx",
+            "x86_64",
+            _LINUX,
+            "x86-64-v4",
+            _BF16 | {"amx_tile", "amx_int8", "amx_bf16"},
+            16,
+            32,
+            f"{_512},+amx-tile,+amx-int8,+amx-bf16",
+            frozenset({"vnni", "bf16", "tiles"}),
+        ),
+        Target("avx512bf16", "x86_64", _LINUX, "x86-64-v4", _BF16, 16, 32, _512, frozenset({"vnni", "bf16"})),
+        Target("avx512vnni", "x86_64", _LINUX, "x86-64-v4", _VNNI, 16, 32, "+avx512vnni", frozenset({"vnni"})),
         Target("avx512", "x86_64", _LINUX, "x86-64-v4", _V4, 16, 32),
+        Target("avxvnni", "x86_64", _LINUX, "x86-64-v3", _V3 | {"avx_vnni"}, 8, 16, "+avxvnni", frozenset({"vnni"})),
         Target("avx2", "x86_64", _LINUX, "x86-64-v3", frozenset(_V3), 8, 16),
         Target("sse", "x86_64", _LINUX, "x86-64", frozenset(), 4, 16),
         Target("neon", "aarch64", "aarch64-unknown-linux-gnu", "generic", frozenset({"asimd"}), 4, 32),
@@ -70,7 +91,7 @@ DEVICES = {
         Target("armv7", "armv7l", "armv7-unknown-linux-gnueabihf", "generic", frozenset(), 4, 16, "+neon", bits=32),
         Target("cortex-m", "armv7e-m", "thumbv7em-none-eabihf", "cortex-m4", frozenset(), 1, 32, bits=32),
         Target("riscv64", "riscv64", "riscv64-unknown-linux-gnu", "generic-rv64", frozenset(), 1, 32,
-               "+m,+a,+f,+d,+c", "lp64d"),
+               "+m,+a,+f,+d,+c", abi="lp64d"),
         Target("wasm", "wasm32", "wasm32-unknown-unknown", "generic", frozenset(), 4, 16, "+simd128", bits=32),
     )
 }  # fmt: skip
@@ -80,7 +101,8 @@ def runnable() -> tuple[Target, ...]:
     """Returns the targets that this machine can run, best first; empty on a machine that none is made for."""
     if platform.system() != "Linux":
         return ()
-    return tuple(t for t in TARGETS.values() if t.machine == platform.machine() and t.flags <= _flags())
+    found = (t for t in TARGETS.values() if t.machine == platform.machine() and t.flags <= _flags())
+    return tuple(t for t in found if "tiles" not in t.words or _tiles_allowed())
 
 
 def choose(name: str | None = None) -> Target:
@@ -111,3 +133,9 @@ def _flags() -> frozenset[str]:
         if key.strip() in ("flags", "Features"):
             return frozenset(value.split())
     return frozenset()
+
+
+@cache
+def _tiles_allowed() -> bool:
+    """Asks Linux for the use of tile registers, which a process must do once; returns whether it may."""
+    return bool(ctypes.CDLL(None).syscall(158, 0x1023, 18) == 0)  # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)

@@ -21,7 +21,7 @@ from .. import reference
 from ..common.files import write_atomic
 from ..common.text import bytes_text
 from ..compiler import link
-from ..compiler.emulator import Machine
+from ..compiler.emulator import Emulator
 from ..compiler.lower import Plan, lower
 from ..compiler.pack import aligned, pack
 from ..compiler.targets import DEVICES, TARGETS, Target, choose, runnable
@@ -99,6 +99,8 @@ def export(model: Model, path: Path, target: str = "host", *, symbol: str = "mob
     chosen = _target(target)
     if not re.fullmatch("[a-z][a-z0-9_]{0,59}", symbol):
         raise UsageError(f"symbol: got {symbol[:80]!r}, needed small letters, digits and _, a letter first, at most 60")
+    if model.precision == "int8":
+        raise UsageError("export: the model is quantised; machine code is made of float32 models yet")
     plan = _plan(model, chosen)
     from ..compiler import build  # only here is LLVM needed
 
@@ -192,7 +194,7 @@ def _runner(plan: Plan, function: str, files: dict[str, bytes]) -> tuple[str, Ru
     if plan.target in runnable():
         return "run on this machine", lambda pixels: _run_here(plan, function, files, pixels)
     try:
-        machine = Machine(plan.target)
+        machine = Emulator(plan.target)
     except MobileNetError as error:
         return f"not run: {error}", None
     (data,) = (content for name, content in files.items() if name.endswith(".o"))
@@ -213,7 +215,7 @@ def _run_here(plan: Plan, function: str, files: dict[str, bytes], pixels: NDArra
     return output
 
 
-def _run_emulated(plan: Plan, machine: Machine, function: str, data: bytes, pixels: NDArray[np.uint8]) -> Floats:
+def _run_emulated(plan: Plan, machine: Emulator, function: str, data: bytes, pixels: NDArray[np.uint8]) -> Floats:
     """Runs the object file."""
     image, (offset,) = link.link([(function, data)])
     size = 4 * output_floats(plan)

@@ -1,4 +1,4 @@
-"""The safetensors format, float32 alone: written as the library writes it, read strictly and within a known memory.
+"""The safetensors format, of three types: written as the library writes it, read strictly and within a known memory.
 
 The file: 8 bytes little-endian length of the header; the header, JSON of name -> dtype, shape and [begin, end] in the
 data; the data. A reader here accepts any order of the tensors, but no hole, no overlap and no byte left over, and it
@@ -26,27 +26,35 @@ from ..errors import ModelError
 
 Tensors = dict[str, NDArray[np.float32]]
 Shapes = dict[str, tuple[int, ...]]
+Types = Mapping[str, str]
+"""Names of tensors -> "float32", "int8" or "int32"."""
 
 _LENGTH_BYTES = 8
-_ITEM_BYTES = 4
 _MAX_RANK = 8
 _MAX_SIDE = 1 << 48
-_ON_DISK = np.dtype("<f4")
+_CODES = {"float32": "F32", "int8": "I8", "int32": "I32"}
+_TYPES = {code: np.dtype(name).newbyteorder("<") for name, code in _CODES.items()}
 
 
 class _Entry(NamedTuple):
+    code: str
     shape: tuple[int, ...]
     begin: int
     end: int
 
 
-def encode(tensors: Mapping[str, NDArray[np.float32]]) -> bytes:
-    """Returns the file that holds the tensors in the order given, data aligned to 8 bytes as the library aligns it."""
+def encode(tensors: Mapping[str, NDArray[Any]]) -> bytes:
+    """Returns the file that holds float32, int8 and int32 tensors, data aligned to 8 bytes as the library aligns it.
+
+    They come in the order given, those of one byte an item last, so that all items are aligned to their own size.
+    """
     header: dict[str, Any] = {}
-    parts = [np.asarray(tensor, _ON_DISK, order="C") for tensor in tensors.values()]
+    ordered = sorted(tensors.items(), key=lambda item: -item[1].itemsize)
+    parts = [np.asarray(tensor, _TYPES[_CODES[tensor.dtype.name]], order="C") for _, tensor in ordered]
     offset = 0
-    for name, part in zip(tensors, parts, strict=True):
-        header[name] = {"dtype": "F32", "shape": part.shape, "data_offsets": [offset, offset + part.nbytes]}
+    for (name, tensor), part in zip(ordered, parts, strict=True):
+        code = _CODES[tensor.dtype.name]
+        header[name] = {"dtype": code, "shape": part.shape, "data_offsets": [offset, offset + part.nbytes]}
         offset += part.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -59,7 +67,8 @@ def read(
     sha256: str | None = None,
     *,
     follow_symlinks: bool = False,
-) -> Tensors:
+    types: Types | None = None,
+) -> dict[str, NDArray[Any]]:
     """Reads tensors of a file.
 
     Args:
@@ -68,6 +77,7 @@ def read(
             the names to read, or raises.
         sha256: of the whole file, in hexadecimal, checked if given; then `choose` must return all names.
         follow_symlinks: False refuses a symbolic link in place of the file.
+        types: that the tensors must have, by name; None for float32 alone.
 
     Raises:
         ModelError: names the file and the tensor, says what is wrong.
@@ -76,17 +86,17 @@ def read(
     with _open(path, follow_symlinks) as file:
         size = os.fstat(file.fileno()).st_size
         try:
-            head, entries = _read_header(file, size)
+            head, entries = _read_header(file, size, types)
             wanted = set(choose({name: entry.shape for name, entry in entries.items()}))
             digest = hashlib.sha256(head)
-            tensors: Tensors = {}
+            tensors: dict[str, NDArray[Any]] = {}
             for name, entry in entries.items():
                 if name in wanted:
                     file.seek(len(head) + entry.begin)
-                    raw = np.empty(entry.shape, _ON_DISK)
+                    raw = np.empty(entry.shape, _TYPES[entry.code])
                     _fill(file, raw.reshape(-1).view(np.uint8).data)
                     digest.update(raw.data)
-                    tensors[name] = raw.astype(np.float32, copy=False)
+                    tensors[name] = raw.astype(raw.dtype.newbyteorder("="), copy=False)
         except ValueError as error:
             raise ModelError(f"{shown(path)}: {error}") from error
         except OSError as error:
@@ -125,7 +135,7 @@ def _fill(file: io.FileIO, buffer: memoryview) -> None:
         done += count
 
 
-def _read_header(file: io.FileIO, size: int) -> tuple[bytes, dict[str, _Entry]]:
+def _read_header(file: io.FileIO, size: int, types: Types | None) -> tuple[bytes, dict[str, _Entry]]:
     """Returns the bytes before the data, and the entries in the order of the data, which they cover exactly."""
     if size < _LENGTH_BYTES:
         raise ValueError(f"has {size} bytes, a safetensors file begins with {_LENGTH_BYTES} bytes of length")
@@ -146,28 +156,31 @@ def _read_header(file: io.FileIO, size: int) -> tuple[bytes, dict[str, _Entry]]:
     if not isinstance(header, dict):
         raise ValueError(f"the header is {short(header)}, an object is needed")
     header.pop("__metadata__", None)
-    entries = {name: _entry(name, value) for name, value in header.items()}
-    ordered = dict(sorted(entries.items(), key=lambda item: item[1][1:]))
+    entries = {name: _entry(name, value, types) for name, value in header.items()}
+    ordered = dict(sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)))
     _check_layout(ordered, size - _LENGTH_BYTES - length)
     return bytes(head + text), ordered
 
 
-def _entry(name: str, value: object) -> _Entry:
+def _entry(name: str, value: object, types: Types | None) -> _Entry:
     where = f"tensor {short(name)}"
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{where} is {short(value)}, needed are exactly dtype, shape and data_offsets")
-    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if dtype != "F32":
-        raise ValueError(f"{where} has dtype {short(dtype)}, needed is 'F32'")
+    code, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    # A tensor of a name that is not known may have any type here: `choose` knows names better.
+    needed = ["F32"] if types is None else [_CODES[types[name]]] if name in types else list(_TYPES)
+    if code not in needed:
+        raise ValueError(f"{where} has dtype {short(code)}, needed is {' or '.join(map(repr, needed))}")
     if not _counts(shape) or len(shape) > _MAX_RANK:
         raise ValueError(f"{where} has shape {short(shape)}, needed is a list of whole numbers from 0")
     if not _counts(offsets) or len(offsets) != 2:
         raise ValueError(f"{where} has data_offsets {short(offsets)}, needed are [begin, end]")
     begin, end = offsets
-    if end - begin != _ITEM_BYTES * math.prod(shape):
-        raise ValueError(f"{where} of shape {tuple(shape)} needs {_ITEM_BYTES * math.prod(shape):,} bytes of data, "
+    size = _TYPES[code].itemsize * math.prod(shape)
+    if end - begin != size:
+        raise ValueError(f"{where} of shape {tuple(shape)} needs {size:,} bytes of data, "
                          f"its data_offsets {begin} to {end} do not fit")  # fmt: skip
-    return _Entry(tuple(shape), begin, end)
+    return _Entry(code, tuple(shape), begin, end)
 
 
 def _counts(value: object) -> bool:

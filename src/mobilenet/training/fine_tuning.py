@@ -54,7 +54,7 @@ class Source(NamedTuple):
     @staticmethod
     def load(path: Path) -> "Source":
         """Reads a model folder; raises `ModelError` as `folder.load` does."""
-        stored = folder.load(path)
+        stored = folder.load_float(path)
         network = stored.network
         if not network.include_top:
             network = network.replace(include_top=True, pooling=None)
