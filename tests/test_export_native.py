@@ -18,7 +18,7 @@ from compiler_tools import EPSILON
 from members import DEEP, random_members
 from mobilenet import reference
 from mobilenet.arch import SCALINGS, Network, v1
-from mobilenet.compiler import build
+from mobilenet.compiler import build, targets
 from mobilenet.compiler.emulator import Emulator
 from mobilenet.compiler.targets import DEVICES, TARGETS
 from mobilenet.cost import cost
@@ -202,11 +202,19 @@ def test_literals_are_plain() -> None:
 # ---------------------------------------------------------------------------------------------------------- refusals
 
 
-def test_wrong_arguments_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="target: got 'z80', needed one of host, aarch64"):
+def test_wrong_arguments_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="target: got 'z80', needed one of host, android-aarch64"):
         export(small(), tmp_path / "m", "z80")
+    monkeypatch.setattr(native, "runnable", lambda: ())
+    monkeypatch.setattr(targets.platform, "system", lambda: "Plan9")
+    with pytest.raises(UsageError, match="nothing is compiled for Plan9"):
+        export(small(), tmp_path / "m")
+    quantised = small()
+    quantised.precision = "int8"
+    with pytest.raises(UsageError, match="the model is quantised"):
+        export(quantised, tmp_path / "m", "sse")
     with pytest.raises(UsageError, match="symbol: got 'a b', needed small letters"):
-        export(small(), tmp_path / "m", symbol="a b")
+        export(small(), tmp_path / "m", "sse", symbol="a b")
 
 
 @pytest.mark.parametrize("target", ["sse", "cortex-m", "wasm"])

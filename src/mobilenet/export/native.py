@@ -32,8 +32,9 @@ from . import es_module, wasm
 from .c_header import header, output_floats
 from .shared_library import can_hold, shared_library
 
-NAMES = ("host", "aarch64", *DEVICES, *(name for name in TARGETS if name != "neon"))
-"""What `export` takes as its target; "aarch64" is the compiler's "neon"."""
+_FLOATS = {"aarch64" if name == "neon" else name: target for name, target in TARGETS.items() if not target.words}
+NAMES = ("host", *DEVICES, *_FLOATS)
+"""What `export` takes as its target: of the engine's those that differ in what they do with floats."""
 
 _MADE_FOR = {
     "avx512": "x86-64 Linux with AVX-512 (x86-64-v4)",
@@ -132,8 +133,9 @@ def _target(name: str) -> Target:
     if name not in NAMES:
         raise UsageError(f"target: got {name[:60]!r}, needed one of {', '.join(NAMES)}")
     if name == "host":
-        return choose()
-    return DEVICES[name] if name in DEVICES else TARGETS["neon" if name == "aarch64" else name]
+        here = [target for target in runnable() if target in _FLOATS.values()]
+        return here[0] if here else choose()  # which says what this machine runs
+    return DEVICES[name] if name in DEVICES else _FLOATS[name]
 
 
 def _plan(model: Model, target: Target) -> Plan:
