@@ -292,8 +292,8 @@ def _compile_arguments(parser: argparse.ArgumentParser) -> None:
     from .compiler.targets import TARGETS
 
     parser.add_argument("model", type=Path, help="model folder")
-    parser.add_argument("--precision", default="f32", help="f32 (default)")
-    parser.add_argument("--threads", type=int, help="of the engine (default one a processor)")
+    parser.add_argument("--precision", help="f32, bf16, or int8 of a quantised model (default what its weights are)")
+    parser.add_argument("--threads", type=int, help="of the engine, as it will run (default one a processor)")
     parser.add_argument("--target", choices=TARGETS, help="instruction set (default the best that runs here)")
 
 
@@ -402,7 +402,7 @@ COMMANDS = {
     ),
     "compile": Command(
         "compile a model ahead of time, so that the first prediction need not",
-        "mobilenet compile flowers-model --threads 2",
+        "mobilenet compile flowers-model",
         _compile_arguments,
         _compile,
     ),

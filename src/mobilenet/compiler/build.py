@@ -7,7 +7,6 @@ over processes: `python -m mobilenet.compiler.build` is such a worker.
 import contextlib
 import json
 import os
-import signal
 import struct
 import subprocess
 import sys
@@ -35,10 +34,11 @@ from .pointwise import Pointwise
 from .pool import Pool
 from .scale import Scale
 from .targets import TARGETS, Target
-from .tiled import Tiled
+from .tiled import Tiled, TiledConv
 
 _KINDS: dict[str, type[Kernel]] = {
-    kind.__name__: kind for kind in (Add, Conv, Dense, Depthwise, DepthwiseBytes, Pointwise, Pool, Scale, Tiled)
+    kind.__name__: kind
+    for kind in (Add, Conv, Dense, Depthwise, DepthwiseBytes, Pointwise, Pool, Scale, Tiled, TiledConv)
 }
 _PER_WORKER = 8  # kernels that are worth the start of a process, 0.2 s
 
@@ -163,7 +163,10 @@ class _Worker:
         self.target = target
         # -P: no module is taken from the current folder.
         command = [sys.executable, "-P", "-m", "mobilenet.compiler.build"]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment())
+        # In a group of its own: Ctrl-C reaches this process alone, which closes the orders, and that ends the worker.
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment(), process_group=0
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -209,5 +212,4 @@ def work(orders: BinaryIO, results: BinaryIO) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches whoever gave the orders as well, and it ends this
     work(sys.stdin.buffer, sys.stdout.buffer)

@@ -57,7 +57,6 @@ class DepthwiseBytes(Depthwise):
             first = code.sum(code.product(y, self.stride), -self.top)
             deep = (self.high - 1) * self.stride + self.kernel
             inputs = [code.row(source, code.sum(first, i), self.height, self.ring, zeros) for i in range(deep)]
-            inputs += [inputs[-1]] * (_ROWS - deep)  # their weights are zeros
             outputs = [out.at(code.sum(y, i)) for i in range(self.high)]
 
             def chunk(c: "Index") -> None:
@@ -110,7 +109,8 @@ class _Chunk:
         if isinstance(place, int) and not 0 <= place < k.width:
             byte = k.zero * (0x01010101 if k.words == 1 else 0x00010001)
             return [code.whole_numbers(byte)] * (4 * k.words)
-        return code.interleaved([row.at(place, self.channel) for row in self.inputs], _ROWS // k.words)
+        rows: list[Pointer | None] = [row.at(place, self.channel) for row in self.inputs]
+        return code.interleaved(rows + [None] * (_ROWS - len(rows)), _ROWS // k.words)
 
     def output(self, x: "Index", columns: "Sequence[Value]") -> None:
         """Stores one column of outputs."""

@@ -246,32 +246,34 @@ class Code:
         and give 16 bytes as 4, 4, 4 and 4."""  # fmt: skip
         return four_order(self.target, self.lanes)
 
-    def interleaved(self, rows: "Sequence[Pointer]", size: int) -> list[Value]:
-        """Returns bytes of rows side by side: `size` rows in each word, as `dot` takes them, the words of each `size`
-        rows four vectors in the order of `four_order`."""  # fmt: skip
-        b, lanes = self.builder, self.lanes
+    def interleaved(self, rows: "Sequence[Pointer | None]", size: int) -> list[Value]:
+        """Returns bytes of rows side by side, None for zeros: `size` rows in each word, as `dot` takes them, the words
+        of each `size` rows four vectors in the order of `four_order`."""  # fmt: skip
+        b, lanes, found = self.builder, self.lanes, []
         whole = ir.VectorType(_I8, 4 * lanes)
-        loaded = [b.load(row.value, align=1, typ=whole) for row in rows]
-        order, found = self.four_order, []
+        zeros = ir.Constant(whole, None)
+        loaded = [b.load(row.value, align=1, typ=whole) if row else zeros for row in rows]
         for first in range(0, len(rows), size):
-            for v in range(4):
-                channels = order[v * lanes : (v + 1) * lanes]
-                found.append(self._side_by_side(loaded[first : first + size], channels))
+            x, y, *more = loaded[first : first + size]
+            for high in (False, True):
+                pairs = self._zipped(x, y, high)
+                for upper in (False, True):
+                    if more:
+                        other = b.bitcast(self._zipped(*more, high), ir.VectorType(_I16, 2 * lanes))
+                        both = self._zipped(b.bitcast(pairs, ir.VectorType(_I16, 2 * lanes)), other, upper)
+                    else:
+                        both = self._zipped(pairs, zeros, upper)
+                    found.append(b.bitcast(both, self._words))
         return found
 
-    def _side_by_side(self, rows: Sequence[Value], channels: Sequence[int]) -> Value:
-        b, lanes, count = self.builder, self.lanes, 4 * self.lanes
-        pairs = []
-        for n in range(0, len(rows), 2):
-            mask = [channel + row * count for channel in channels for row in (0, 1)]
-            kind = ir.VectorType(_I32, 2 * lanes)
-            pairs.append(b.shuffle_vector(rows[n], rows[n + 1], ir.Constant(kind, mask)))
-        if len(pairs) == 1:  # numbers of 16 bits
-            return b.bitcast(b.zext(pairs[0], ir.VectorType(_I16, 2 * lanes)), self._words)
-        halves = [b.bitcast(pair, ir.VectorType(_I16, lanes)) for pair in pairs]
-        mask = [lane + half * lanes for lane in range(lanes) for half in (0, 1)]
-        both = b.shuffle_vector(*halves, ir.Constant(ir.VectorType(_I32, 2 * lanes), mask))
-        return b.bitcast(both, self._words)
+    def _zipped(self, x: Value, y: Value, high: bool) -> Value:
+        """Returns the numbers of the lower or upper halves of each 16 bytes (of all, where machines take them so) of x
+        and y in turns."""  # fmt: skip
+        count = x.type.count
+        block = count * 4 // self.lanes if self.target.machine == "x86_64" else count
+        begins = range(block // 2 * high, count, block)
+        mask = [n + other for begin in begins for n in range(begin, begin + block // 2) for other in (0, count)]
+        return self.builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(_I32, count), mask))
 
     def _four_bytes(self, values: Sequence[Value]) -> Value:
         """Returns four vectors of whole numbers as one of bytes, the nearest that are."""

@@ -20,7 +20,7 @@ from .scale import Scale
 from .schedule import Call, Group, groups
 from .stages import STORED, Stage, alignment, input_channels, stages
 from .targets import Target
-from .tiled import Tiled
+from .tiled import Tiled, TiledConv
 
 Region = Literal["arena", "weights", "pixels"]
 
@@ -223,10 +223,14 @@ class _Lowering:
             width = layer.output.width
             reads = "u8" if self.precision == "int8" else "f32"
             words = -(-layer.kernel * inputs // in_word(reads, self.target))
+            tiles = "tiles" in self.target.words and reads == "u8"
             high, wide = matrix.tile_shape(self.target, width, (width,), vectors, layer.kernel * words)
+            if tiles:
+                high, wide, _, _, depth = tiled.shape((width,), min(vectors, 4), words, words, tall=1)
             row = (left + layer.input.width + right) * inputs
             shape = layer.input.height, ring, row, inputs, layer.kernel, layer.stride, top, width, stored
-            return Conv(reads, numbers, *shape, ending, high, wide, words)
+            facts = reads, numbers, *shape, ending, high, wide, words
+            return TiledConv(*facts, depth) if tiles else Conv(*facts)
         if layer.kind == "depthwise":
             high, wide = depthwise.tile_shape(self.target, layer.kernel, layer.output.width, min(counts))
             row = layer.output.width, ending, self._zero(stage)[0], layer.name in self.integers.large
@@ -243,8 +247,7 @@ class _Lowering:
                 room = inputs * SIZES[numbers] // 4
                 high, wide, tall, words, depth = tiled.shape(pixels, vectors, words, room)
                 ahead = tiled.lines_ahead(-(-pixels[0] // high), depth, wide) if counts == (stage.rows,) else 0
-                facts = numbers, words, inputs, stored, vectors, ending, adds, high, wide, ahead
-                return Tiled(*facts, tall, depth)
+                return Tiled(numbers, words, inputs, stored, vectors, ending, adds, high, wide, ahead, tall, depth)
             high, wide = matrix.tile_shape(self.target, whole_map, pixels, vectors, words)
             # In strips the weights are in cache after the first; in one go every panel comes from the cache behind L2.
             ahead = matrix.lines_ahead(pixels[0] // high, wide, lanes) if counts == (stage.rows,) else 0

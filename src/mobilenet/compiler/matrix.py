@@ -78,14 +78,20 @@ def pack(rows: Sequence[NDArray[Any]], stored: int, step: int, fours: Sequence[i
         step: outputs of a panel.
         fours: where outputs are stored as bytes, the order of those of four vectors.
     """
-    table = np.vstack([pad(row.reshape(-1, row.shape[-1]), 1, stored).view(np.int32) for row in rows])
-    panels = []
+    lines = [row.reshape(-1, row.shape[-1]).view(np.int32) for row in rows]
+    count = sum(map(len, lines))
+    packed = np.zeros(count * stored, np.int32)  # filled in place: copies of copies are what a start's memory goes to
     for first in range(0, stored, step):
-        panel = table[:, first : first + step]
-        whole = panel.shape[1] // len(fours) * len(fours) if fours else 0
-        groups = panel[:, :whole].reshape(len(table), -1, len(fours) or 1)[..., list(fours)]
-        panels.append(np.hstack([groups.reshape(len(table), -1), panel[:, whole:]]).ravel())
-    return np.concatenate(panels)
+        panel = packed[count * first : count * min(first + step, stored)].reshape(count, -1)
+        line = 0
+        for part in lines:
+            piece = part[:, first : first + step]
+            panel[line : line + len(part), : piece.shape[1]] = piece
+            line += len(part)
+        if fours and (whole := panel.shape[1] // len(fours) * len(fours)):
+            groups = panel[:, :whole].reshape(count, -1, len(fours))
+            panel[:, :whole] = groups[..., list(fours)].reshape(count, whole)
+    return packed
 
 
 def words(weight: Floats, numbers: str, size: int) -> Words:
@@ -93,7 +99,7 @@ def words(weight: Floats, numbers: str, size: int) -> Words:
     *rest, inputs, outputs = weight.shape
     filled = pad(weight, weight.ndim - 2, -(-inputs // size) * size).reshape(*rest, -1, size, outputs)
     kinds = {"f32": np.float32, "u8": np.int8 if size == 4 else np.int16}
-    numbers_ = to_bf16(filled) if numbers == "bf16" else filled.astype(kinds[numbers])
+    numbers_ = to_bf16(filled) if numbers == "bf16" else filled.astype(kinds[numbers], copy=False)
     return np.ascontiguousarray(np.moveaxis(numbers_, -2, -1)).view(np.int32)[..., 0]
 
 

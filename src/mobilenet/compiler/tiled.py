@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from . import matrix
+from .conv import Conv
 from .pointwise import Pointwise
 
 if TYPE_CHECKING:
@@ -60,6 +61,49 @@ class Tiled(Pointwise):
             code.tiles(code.begin, code.end, self.high, block)
 
         matrix.for_panels(code, self.vectors, self.wide, self.rows, panel)
+        code.matrices_done()
+
+
+@dataclass(frozen=True)
+class TiledConv(Conv):
+    """Is the kernel for a standard convolution of bytes; `high` and `wide` as of `Tiled`.
+
+    Attributes:
+        depth: words of inputs in a matrix.
+    """
+
+    depth: int
+
+    def emit(self, code: "Code") -> None:
+        """Writes the kernel."""
+        code.matrices(self.high, self.depth)
+        scratch = code.scratch(self.high * self.wide * code.lanes)
+        step = self.stride * self.channels
+        source = code.source.shaped(self.row, 1, numbers=self.numbers)
+        zeros = code.extra.shaped(1, numbers=self.numbers)
+        out = code.out.shaped(self.width * self.outputs, self.outputs, 1, numbers=self.stores)
+
+        def row(y: "Index") -> None:
+            first = code.sum(code.product(y, self.stride), -self.top)
+            rows = [code.row(source, code.sum(first, i), self.height, self.ring, zeros) for i in range(self.kernel)]
+
+            def panel(channel: "Index", parameters: "Pointer", wide: int) -> None:
+                last = parameters.at(1 + self.kernel * self.words).shaped(wide * code.lanes, 1)
+
+                def block(x: "Index") -> None:
+                    pieces = [r.shaped(step).at(x).shaped(step, 4) for r in rows]
+                    multiply(code, [pieces], self.words, self.depth, parameters, wide, scratch, self.high)
+
+                    def pixels(p: "Index", sums: "list[Value]") -> None:
+                        matrix.store(code, sums, self.ending, last, out.at(y, code.sum(x, p), channel))
+
+                    for_pixels(code, scratch, self.numbers, self.high, wide, parameters, pixels)
+
+                code.tiles(0, self.width, self.high, block)
+
+            matrix.for_panels(code, self.outputs // code.lanes, self.wide, self.rows, panel)
+
+        code.loop(code.begin, code.end, 1, row)
         code.matrices_done()
 
 
@@ -133,7 +177,9 @@ def for_pixels(
     code.loop(0, high, unroll, pixels)
 
 
-def shape(counts: Sequence[int], vectors: int, inputs: int, stored: int) -> tuple[int, int, int, int, int]:
+def shape(
+    counts: Sequence[int], vectors: int, inputs: int, stored: int, tall: int = 2
+) -> tuple[int, int, int, int, int]:
     """Returns (high, wide, tall, words of inputs with those that fill matrices, depth) of the block.
 
     Args:
@@ -141,11 +187,12 @@ def shape(counts: Sequence[int], vectors: int, inputs: int, stored: int) -> tupl
         vectors: of outputs.
         inputs: words of inputs of each sum.
         stored: words of inputs that are stored of each pixel.
+        tall: matrices of pixels that a block may have.
     """
     number = next(n for n in range(-(-inputs // _SIDE), inputs + 1) if -(-inputs // n) * n <= stored)
     depth = -(-inputs // number)
     wide = min(vectors, 4)
-    most = 2 if wide <= 2 else 1
+    most = tall if wide <= 2 else 1
     sides = [(tall, side) for tall in range(1, most + 1) for side in range(1, _SIDE + 1) if tall * side <= min(counts)]
 
     def cost(tall: int, side: int) -> int:  # in pixels; a block's start takes as long as some
