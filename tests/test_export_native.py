@@ -188,6 +188,17 @@ def test_a_library_is_what_readelf_says(folder_of: Callable[[str], Path]) -> Non
         assert "RWE" not in text
 
 
+def test_arm_objects_say_that_floats_are_passed_in_registers(folder_of: Callable[[str], Path]) -> None:
+    """GNU ld refuses one that does not in a program that does, though no float is passed."""
+    if not shutil.which("readelf"):
+        pytest.skip("needs readelf")
+    for target in ("armv7", "cortex-m"):
+        command = ["readelf", "--arch-specific", "--syms", "--wide", str(folder_of(target) / "model.o")]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert "Tag_ABI_VFP_args: VFP registers" in text
+        assert text.count(" UND ") == 1, "nothing is needed from elsewhere"
+
+
 def test_literals_are_plain() -> None:
     assert quoted('a"b\\c?d\n1é') == r'"a\042b\134c\077d\0121\303\251"'
     plan = native._plan(small(), TARGETS["sse"])
@@ -274,7 +285,8 @@ def wasm_object(text: str) -> bytes:
 
 
 def test_a_module_of_an_object() -> None:
-    data = wasm_object("@g = constant i64 5\ndefine void @a() { ret void }\ndefine void @b() { ret void }")
+    text = "@g = constant i64 5\ndefine i64 @a() { %x = load volatile i64, ptr @g\n ret i64 %x }\n"
+    data = wasm_object(text + "define void @b() { ret void }")
     made = wasm.module(data, "b", 200_000)
     assert made.startswith(b"\0asm\1\0\0\0")
     assert b"\x06memory\x02\x00\x03run\x00\x01" in made  # its second function

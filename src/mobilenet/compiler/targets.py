@@ -89,7 +89,7 @@ DEVICES = {
     for target in (
         Target("android-aarch64", "aarch64", "aarch64-unknown-linux-android21", "generic", frozenset(), 4, 32),
         Target("armv7", "armv7l", "armv7-unknown-linux-gnueabihf", "generic", frozenset(), 4, 16, "+neon", bits=32),
-        Target("cortex-m", "armv7e-m", "thumbv7em-none-eabihf", "cortex-m4", frozenset(), 1, 32, bits=32),
+        Target("cortex-m", "armv7e-m", "thumbv7em-unknown-none-eabihf", "cortex-m4", frozenset(), 1, 32, bits=32),
         Target("riscv64", "riscv64", "riscv64-unknown-linux-gnu", "generic-rv64", frozenset(), 1, 32,
                "+m,+a,+f,+d,+c", abi="lp64d"),
         Target("wasm", "wasm32", "wasm32-unknown-unknown", "generic", frozenset(), 4, 16, "+simd128", bits=32),
