@@ -29,6 +29,7 @@ from .depthwise import Depthwise
 from .depthwise_bytes import DepthwiseBytes
 from .kernel import Kernel
 from .link import link
+from .lower import Plan
 from .pointwise import Pointwise
 from .pool import Pool
 from .scale import Scale
@@ -96,11 +97,12 @@ def _compiled(kernels: Sequence[Kernel], target: Target, workers: int, progress:
 _SYMBOL = "kernel"
 
 
-def module(kernel: Kernel, target: Target) -> str:
+def module(kernel: Kernel, target: Target, name: str = _SYMBOL) -> str:
     """Returns a kernel's LLVM module as text."""
-    code = ir.Code(_SYMBOL, target)
+    code = ir.Code(name, target)
     kernel.emit(code)
-    return code.finish()
+    # Kernels count in 64 bits; where an address has 32, each such number would take two registers.
+    return code.finish() if target.bits == 64 else code.finish().replace("i64", "i32")
 
 
 def compile_kernel(kernel: Kernel, target: Target) -> bytes:
@@ -112,6 +114,17 @@ def compile_text(text: str, target: Target) -> bytes:
     """Returns the object file of an LLVM module."""
     machine = _machine(target)
     return bytes(machine.emit_object(_optimised(text, machine)))
+
+
+def program(plan: Plan, weights: bytes, symbol: str) -> bytes:
+    """Returns one object file of a plan: the function `symbol` of `driver.program`, all kernels, the weights."""
+    machine = _machine(plan.target)
+    names = {kernel: f"{symbol}_{n}" for n, kernel in enumerate(dict.fromkeys(s.kernel for s in plan.parts[0] if s))}
+    whole = _optimised(driver.program(plan, weights, symbol, names), machine)
+    for kernel, name in names.items():
+        whole.link_in(_optimised(module(kernel, plan.target, name), machine))
+        whole.get_function(name).linkage = "internal"
+    return bytes(machine.emit_object(whole))
 
 
 def assembly(kernel: Kernel, target: Target) -> str:
@@ -134,7 +147,10 @@ def _machine(target: Target) -> "binding.TargetMachine":
     binding.initialize_all_targets()
     binding.initialize_all_asmprinters()
     made = binding.Target.from_triple(target.triple)
-    return made.create_target_machine(cpu=target.cpu, features=target.features, opt=3, reloc="pic", codemodel="small")
+    # A WebAssembly module has its memory to itself: its data begins at 0.
+    reloc = "static" if target.machine == "wasm32" else "pic"
+    options = {"features": target.features, "abiname": target.abi}
+    return made.create_target_machine(cpu=target.cpu, opt=3, reloc=reloc, codemodel="small", **options)
 
 
 # ---------------------------------------------------------------------------------------------------------- workers

@@ -83,6 +83,7 @@ class Plan:
         packed: for each stage with parameters its kernel and their offset in bytes.
         weights, arena: bytes of the parameters and of all activations; the arena is zeros at first, but for the fills.
         fills: what is not.
+        zeroed: the parts of the arena, offset and bytes, that must be zeros or fills before each image.
         result: where in the arena the last layer's output is.
         stored: its shape there, channels in whole vectors.
         numbers: what it is there.
@@ -97,6 +98,7 @@ class Plan:
     weights: int
     arena: int
     fills: tuple[Fill, ...]
+    zeroed: tuple[tuple[int, int], ...]
     result: int
     stored: Shape
     numbers: str
@@ -110,14 +112,16 @@ def lower(
     integers: Integers | None = None,
     fuse: bool = True,
     threads: int = 1,
+    cache: int | None = None,
 ) -> Plan:
     """Returns the plan of a network for one image on so many threads; `fuse` False computes stage by stage.
 
     Args:
         precision: "f32", "bf16" (activations and the weights of products of matrices), or "int8".
         integers: with int8, what the code depends on.
+        cache: bytes that may be kept between the layers of a fused block, None for what suits a server.
     """
-    return _Lowering(network, target, precision, integers or Integers(), fuse, threads).plan()
+    return _Lowering(network, target, precision, integers or Integers(), fuse, threads, cache).plan()
 
 
 def for_floats(kernel: Kernel) -> Kernel:
@@ -127,13 +131,20 @@ def for_floats(kernel: Kernel) -> Kernel:
 
 class _Lowering:
     def __init__(
-        self, network: Network, target: Target, precision: str, integers: Integers, fuse: bool, threads: int
+        self,
+        network: Network,
+        target: Target,
+        precision: str,
+        integers: Integers,
+        fuse: bool,
+        threads: int,
+        cache: int | None,
     ) -> None:
         self.network, self.target, self.lanes, self.threads = network, target, target.lanes, threads
         self.precision, self.integers = precision, integers
         self.unit = alignment(target, precision)
         self.stages = stages(network, target, precision)
-        self.groups = groups(self.stages, fuse, threads)
+        self.groups = groups(self.stages, fuse, threads, cache)
         self.kernels = {stage.name: kernel for group in self.groups for stage, kernel in self._kernels(group)}
         self.packed: dict[str, tuple[Kernel, int]] = {}
         self.weights = 0
@@ -181,6 +192,7 @@ class _Lowering:
             self.weights,
             self.arena,
             tuple(fills),
+            tuple((self.offsets[b.name], b.bytes) for b in self.buffers if (b.first, b.last) == (0, len(self.groups))),
             self.offsets[self.stages[-1].name],
             Shape(last.height, last.width, whole(last.channels, self.unit)),
             self.stages[-1].numbers,

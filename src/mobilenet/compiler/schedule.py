@@ -11,7 +11,8 @@ from itertools import pairwise
 
 from .stages import Stage
 
-_CACHE = 1 << 19  # bytes that the rings of a group may take: half of the smallest L2 cache of today's servers
+CACHE = 1 << 19
+"""Bytes that the rings of a group may take: half of the smallest L2 cache of today\'s servers."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +84,16 @@ def _unwrapped(calls: Sequence[Call], stages: Sequence[Stage], rings: Sequence[i
     return found
 
 
-def groups(stages: Sequence[Stage], fuse: bool = True, threads: int = 1) -> list[Group]:
+def groups(stages: Sequence[Stage], fuse: bool = True, threads: int = 1, cache: int | None = None) -> list[Group]:
     """Returns all stages in groups that end where the least is between two stages, where that pays.
+
+    `cache` is the bytes that the rings of a group may take; None for `CACHE`.
 
     A group of one stage has one part: its one call may be split over threads in whatever way suits its kernel.
     """
     found: list[Group] = []
     for run in _runs(stages):
-        strip = _strip(run, threads) if fuse and len(run) > 1 else None
+        strip = _strip(run, threads, cache or CACHE) if fuse and len(run) > 1 else None
         if strip:
             found.append(group(run, strip, threads))
         else:
@@ -123,18 +126,18 @@ def _runs(stages: Sequence[Stage]) -> list[list[Stage]]:
     return runs
 
 
-def _strip(run: Sequence[Stage], threads: int) -> int | None:
+def _strip(run: Sequence[Stage], threads: int, cache: int) -> int | None:
     """Returns the rows of a strip; None if the group is better done stage by stage.
 
     Between stages done one by one everything goes through the cache behind L2 once it is larger than L2; strips save
     that, and read the weights once more each. So: not where everything fits, and the tallest strips that do fit.
     """
-    if max(stage.size for stage in run[:-1]) <= _CACHE:
+    if max(stage.size for stage in run[:-1]) <= cache:
         return None
     rows = -(-run[-1].rows // threads)
     for count in range(2 if threads == 1 else 1, rows + 1):
         strip = -(-rows // count)
         _, rings = _strips(run, strip, 0, run[-1].rows)
-        if sum(ring * stage.bytes for ring, stage in zip(rings[:-1], run, strict=False)) <= _CACHE:
+        if sum(ring * stage.bytes for ring, stage in zip(rings[:-1], run, strict=False)) <= cache:
             return strip
     return None
