@@ -214,16 +214,16 @@ def test_pythons_lock_is_released_while_an_engine_runs() -> None:
         "from mobilenet.compiler import driver, native\n"
         "engine = mobilenet.create(mobilenet.v1(0.1, 32, 3)).compile(threads=1)\n"
         "code = engine._alone.marked()._code\n"
-        "counter = numpy.zeros(1, numpy.int64)\n"
-        "yields = native._yield_address()\n"
-        "table = numpy.array([[code.address[driver.WAIT], counter.ctypes.data, yields, 0, 0, 2, 100]], numpy.int64)\n"
-        "waiting = threading.Thread(target=code.function(driver.DRIVE), args=(table.ctypes.data, 1))\n"
+        "flags = numpy.array([0, 1, 0], numpy.int64)\n"  # the other's part is begun and not done
+        "job = [1, 2, flags.ctypes.data, native._yield_address(), 0, 0, 0, 0]\n"
+        "job = numpy.array(job, numpy.int64)\n"
+        "waiting = threading.Thread(target=code.function(driver.TOGETHER), args=(job.ctypes.data, 0))\n"
         "waiting.start()\n"
-        "while counter[0] == 0: pass\n"
+        "while flags[2] == 0: pass\n"
         "assert waiting.is_alive()\n"
-        "counter[0] += 1\n"
+        "flags[2] += 1\n"
         "waiting.join()\n"
-        "print(counter[0])"
+        "print(flags[2])"
     ).split() == ["2"]
 
 
