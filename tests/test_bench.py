@@ -113,7 +113,7 @@ def test_bytes_are_of_weights_and_activations() -> None:
 def test_layers_in_strips_are_those_of_the_schedule(network, threads: int) -> None:
     groups = profile.strips(lower(network, TARGETS["avx512"], threads=threads))
     expected = []
-    for group in schedule.groups(stages(network, 16), threads=threads):
+    for group in schedule.groups(stages(network, TARGETS["avx512"], "f32"), threads=threads):
         names = list(dict.fromkeys(stage.layer.name for stage in group.stages))
         expected += [names] if len(group.stages) > 1 else [[name] for name in names]
     expected = [names for n, names in enumerate(expected) if names != expected[n - 1] or not n]

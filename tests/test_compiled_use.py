@@ -1,9 +1,12 @@
 """How compiled models are used: by default, from the cache, in little time and memory, in threads and in forks."""
 
+import contextlib
 import os
+import pty
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +17,9 @@ import mobilenet
 from mobilenet.arch import Network, v1, v2
 from mobilenet.common import progress
 from mobilenet.compiler import build, native, schedule, store, targets
-from mobilenet.compiler.add import Add
 from mobilenet.compiler.lower import lower
 from mobilenet.compiler.native import NativeEngine
+from mobilenet.compiler.scale import Scale
 from mobilenet.compiler.stages import stages
 from mobilenet.cost import cost
 from mobilenet.engine import Engine
@@ -25,6 +28,8 @@ from mobilenet.model import create
 from mobilenet.runner import runner
 from model_makers import SMALL, random_model, random_pixels
 
+ANY_SCALE = next(kernel for kernel in lower(SMALL, targets.TARGETS["sse"]).kernels if isinstance(kernel, Scale))
+SCALES = [replace(ANY_SCALE, length=16 * n) for n in range(1, 21)]  # that are compiled in a moment
 PEAK_MEMORY = 90_000_000  # bytes of the whole process, for one photo with V2 1.0 224
 
 
@@ -37,7 +42,8 @@ def environment(**more: str) -> dict[str, str]:
 
 def fresh(code: str, **more: str) -> str:
     """Runs code in a process of its own and returns what it prints."""
-    command = [sys.executable, "-W", "error", "-c", code]
+    # From Python 3.12 on a fork beside threads is warned of: a test here is of just that.
+    command = [sys.executable, "-W", "error", "-W", "ignore:This process:DeprecationWarning", "-c", code]
     done = subprocess.run(command, env=environment(**more), capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -122,8 +128,7 @@ def test_what_an_engine_is_made_of() -> None:
 
 def test_compiling_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, int]] = []
-    kernels = [Add(16 * n) for n in range(1, 21)]
-    build.build(kernels, targets.runnable()[0], workers=2, progress=lambda done, total: seen.append((done, total)))
+    build.build(SCALES, targets.runnable()[0], workers=2, progress=lambda done, total: seen.append((done, total)))
     assert sorted(seen) == [(n, 20) for n in range(1, 21)]
     shown: list[str] = []
     monkeypatch.setattr(native, "counter", lambda what: shown.append(what) or progress.counter(what))
@@ -136,22 +141,44 @@ def test_compiling_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_error_of_a_kernel_ends_the_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = build.compile_kernel
 
-    def broken(kernel: Add, target: targets.Target) -> bytes:
+    def broken(kernel: Scale, target: targets.Target) -> bytes:
         if kernel.length == 32:
             raise IndexError("of a kernel")
         return honest(kernel, target)
 
     monkeypatch.setattr(build, "compile_kernel", broken)
     with pytest.raises(IndexError, match="of a kernel"):
-        build.build([Add(16 * n) for n in range(1, 21)], targets.runnable()[0], workers=1)
+        build.build(SCALES, targets.runnable()[0], workers=1)
+
+
+def test_ctrl_c_ends_a_compilation_without_a_word_of_its_workers(tmp_path: Path) -> None:
+    """On a terminal of its own, where Ctrl-C goes to every process in the foreground."""
+    model = tmp_path / "model"
+    create(v2(0.35, 96)).save(model)
+    process, terminal = pty.fork()
+    if not process:
+        os.execve(
+            sys.executable,
+            [sys.executable, "-m", "mobilenet", "compile", str(model)],
+            environment(**{store.ENVIRONMENT: str(tmp_path / "code")}),
+        )
+    shown = b""
+    with contextlib.suppress(OSError):  # the terminal is gone when its last process is
+        while part := os.read(terminal, 4096):
+            if b"compiling" in part and b"compiling" not in shown:
+                os.write(terminal, b"\x03")
+            shown += part
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 130
+    os.close(terminal)
+    assert b"mobilenet compile: interrupted" in shown
+    assert b"Traceback" not in shown
 
 
 def test_a_worker_takes_no_module_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "json.py").write_text("raise SystemExit('from the current folder')")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(build, "_environment", lambda: environment())
-    kernels = [Add(16 * n) for n in range(1, 21)]
-    assert set(map(repr, kernels)) <= set(build.build(kernels, targets.runnable()[0], workers=2)[1])
+    assert set(map(repr, SCALES)) <= set(build.build(SCALES, targets.runnable()[0], workers=2)[1])
 
 
 # ------------------------------------------------------------------------------------------------------- cold start
@@ -237,7 +264,7 @@ MEMBERS = [v2(1.0, 224), v1(1.0, 224), v2(1.4, 192), v1(0.5, 128), v2(1.0, (300,
 def beside(network: Network) -> int:
     """Returns the bytes that a plan has beside activations: the scaled image between its columns of zeros, and a row
     of zeros that stands for what is above and below an image."""  # fmt: skip
-    scaled = [stage for stage in stages(network, 4) if stage.scales]
+    scaled = [stage for stage in stages(network, targets.TARGETS["sse"], "f32") if stage.scales]
     row = max(*(layer.input.width * layer.input.channels for layer in network.layers), *(s.pitch for s in scaled))
     return 4 * (row + sum(stage.rows * stage.pitch for stage in scaled))
 
@@ -257,7 +284,8 @@ def test_activations_take_the_memory_that_cost_predicts(network: Network) -> Non
     assert fused >= kept
 
 
+@pytest.mark.parametrize(("precision", "size"), [("f32", 4), ("bf16", 2), ("int8", 1)])
 @pytest.mark.parametrize("target", targets.TARGETS.values(), ids=lambda target: target.name)
-def test_channels_that_are_no_whole_vectors_take_more(target: targets.Target) -> None:
+def test_channels_that_are_no_whole_vectors_take_more(target: targets.Target, precision: str, size: int) -> None:
     network = v1(0.1, (70, 50), 3)
-    assert lower(network, target, fuse=False).arena >= cost(network).peak_memory
+    assert lower(network, target, precision=precision, fuse=False).arena >= cost(network, size).peak_memory

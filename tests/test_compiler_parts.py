@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -138,8 +139,8 @@ def module(text: str) -> bytes:
 @pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.name)
 def test_every_target_links_to_one_image(target: targets.Target) -> None:
     image, functions = build.build([KERNEL, replace(KERNEL, adds=True)], target, workers=1)
-    assert set(functions) == {"drive", "wait", repr(KERNEL), repr(replace(KERNEL, adds=True))}
-    assert len(set(functions.values())) == 4
+    assert set(functions) == {"drive", "wait", "mark", repr(KERNEL), repr(replace(KERNEL, adds=True))}
+    assert len(set(functions.values())) == 5
     assert all(0 <= offset < len(image) for offset in functions.values())
 
 
@@ -259,8 +260,11 @@ def test_code_of_another_llvmlite_is_not_used_and_without_one_any_is(
     store.write("k", IMAGE, tmp_path / "code")
     monkeypatch.setattr(store, "_llvmlite", lambda: "llvmlite-9.dist-info")
     assert store.read("k", tmp_path / "code") is None
-    monkeypatch.setattr(store, "_llvmlite", lambda: "")
+    monkeypatch.undo()
+    monkeypatch.setattr(store.util, "find_spec", lambda name: None)
+    store._llvmlite.cache_clear()
     assert store.read("k", tmp_path / "code") == IMAGE
+    store._llvmlite.cache_clear()
 
 
 def test_code_not_used_for_long_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,6 +330,13 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
 def test_a_function_outside_the_image_is_refused() -> None:
     with pytest.raises(MobileNetError, match="'b' is outside of its 400 bytes"):
         loader.Code(IMAGE[0], {"a": 0, "b": 400})
+
+
+def test_a_system_that_lets_no_new_code_run_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing = SimpleNamespace(mprotect=lambda *_: -1)
+    monkeypatch.setattr(loader.ctypes, "CDLL", lambda *_, **__: refusing)
+    with pytest.raises(MobileNetError, match=r"does not let it run: .*MOBILENET_TARGET=numpy runs without"):
+        loader.Code(*IMAGE)
 
 
 def test_code_is_never_writable_and_executable() -> None:

@@ -307,6 +307,34 @@ def _quantize(args: Arguments) -> int:
     return 0
 
 
+# ---------------------------------------------------------------------------------------------------------- export
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    from .export import FORMATS
+
+    parser.add_argument("model", type=Path, help="model folder")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="file to write")
+    parser.add_argument("--format", choices=tuple(FORMATS), help="default: told by the file's ending")
+    # An option that is not given is not passed on: each format has its own.
+    absent = argparse.SUPPRESS
+    parser.add_argument("--pixels", action="store_true", default=absent, help="onnx: the input is the photo's uint8")
+    parser.add_argument("--softmax", action="store_true", default=absent, help="the outputs are probabilities")
+    parser.add_argument(
+        "--no-check", dest="check", action="store_false", default=absent, help="don't run it in its own runtime"
+    )
+
+
+def _export(args: Arguments) -> int:
+    from .export import export
+    from .model import load
+
+    options = {name: getattr(args, name) for name in ("pixels", "softmax", "check") if hasattr(args, name)}
+    written = export(load(args.model), args.output, args.format, **options)
+    _emit(args, written.to_dict(), str(written))
+    return 0
+
+
 def _progress(what: str) -> Callable[[int, int], None]:
     from .common.progress import counter
 
@@ -320,8 +348,8 @@ def _compile_arguments(parser: argparse.ArgumentParser) -> None:
     from .compiler.targets import TARGETS
 
     parser.add_argument("model", type=Path, help="model folder")
-    parser.add_argument("--precision", default="f32", help="f32 (default)")
-    parser.add_argument("--threads", type=int, help="of the engine (default one a processor)")
+    parser.add_argument("--precision", help="f32, bf16, or int8 of a quantised model (default what its weights are)")
+    parser.add_argument("--threads", type=int, help="of the engine, as it will run (default one a processor)")
     parser.add_argument("--target", choices=TARGETS, help="instruction set (default the best that runs here)")
 
 
@@ -436,7 +464,7 @@ COMMANDS = {
     ),
     "compile": Command(
         "compile a model ahead of time, so that the first prediction need not",
-        "mobilenet compile flowers-model --threads 2",
+        "mobilenet compile flowers-model",
         _compile_arguments,
         _compile,
     ),
@@ -445,6 +473,12 @@ COMMANDS = {
         "mobilenet bench flowers-model --threads 1",
         _bench_arguments,
         _bench,
+    ),
+    "export": Command(
+        "write a model as another runtime's file (ONNX, TFLite), run there and compared first",
+        "mobilenet export flowers-model -o flowers.onnx",
+        _export_arguments,
+        _export,
     ),
     "demo": Command(
         "train, evaluate and predict on the handwritten digits that come with the package",

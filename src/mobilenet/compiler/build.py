@@ -7,7 +7,6 @@ over processes: `python -m mobilenet.compiler.build` is such a worker.
 import contextlib
 import json
 import os
-import signal
 import struct
 import subprocess
 import sys
@@ -27,16 +26,19 @@ from .add import Add
 from .conv import Conv
 from .dense import Dense
 from .depthwise import Depthwise
+from .depthwise_bytes import DepthwiseBytes
 from .kernel import Kernel
 from .link import link
+from .lower import Plan
 from .pointwise import Pointwise
 from .pool import Pool
 from .scale import Scale
 from .targets import TARGETS, Target
-from .tiled import Tiled
+from .tiled import Tiled, TiledConv
 
 _KINDS: dict[str, type[Kernel]] = {
-    kind.__name__: kind for kind in (Add, Conv, Dense, Depthwise, Pointwise, Pool, Scale, Tiled)
+    kind.__name__: kind
+    for kind in (Add, Conv, Dense, Depthwise, DepthwiseBytes, Pointwise, Pool, Scale, Tiled, TiledConv)
 }
 _PER_WORKER = 8  # kernels that are worth the start of a process, 0.2 s
 
@@ -95,11 +97,12 @@ def _compiled(kernels: Sequence[Kernel], target: Target, workers: int, progress:
 _SYMBOL = "kernel"
 
 
-def module(kernel: Kernel, target: Target) -> str:
+def module(kernel: Kernel, target: Target, name: str = _SYMBOL) -> str:
     """Returns a kernel's LLVM module as text."""
-    code = ir.Code(_SYMBOL, target)
+    code = ir.Code(name, target)
     kernel.emit(code)
-    return code.finish()
+    # Kernels count in 64 bits; where an address has 32, each such number would take two registers.
+    return code.finish() if target.bits == 64 else code.finish().replace("i64", "i32")
 
 
 def compile_kernel(kernel: Kernel, target: Target) -> bytes:
@@ -111,6 +114,17 @@ def compile_text(text: str, target: Target) -> bytes:
     """Returns the object file of an LLVM module."""
     machine = _machine(target)
     return bytes(machine.emit_object(_optimised(text, machine)))
+
+
+def program(plan: Plan, weights: bytes, symbol: str) -> bytes:
+    """Returns one object file of a plan: the function `symbol` of `driver.program`, all kernels, the weights."""
+    machine = _machine(plan.target)
+    names = {kernel: f"{symbol}_{n}" for n, kernel in enumerate(dict.fromkeys(s.kernel for s in plan.parts[0] if s))}
+    whole = _optimised(driver.program(plan, weights, symbol, names), machine)
+    for kernel, name in names.items():
+        whole.link_in(_optimised(module(kernel, plan.target, name), machine))
+        whole.get_function(name).linkage = "internal"
+    return bytes(machine.emit_object(whole))
 
 
 def assembly(kernel: Kernel, target: Target) -> str:
@@ -133,7 +147,10 @@ def _machine(target: Target) -> "binding.TargetMachine":
     binding.initialize_all_targets()
     binding.initialize_all_asmprinters()
     made = binding.Target.from_triple(target.triple)
-    return made.create_target_machine(cpu=target.cpu, features=target.features, opt=3, reloc="pic", codemodel="small")
+    # A WebAssembly module has its memory to itself: its data begins at 0.
+    reloc = "static" if target.machine == "wasm32" else "pic"
+    options = {"features": target.features, "abiname": target.abi}
+    return made.create_target_machine(cpu=target.cpu, opt=3, reloc=reloc, codemodel="small", **options)
 
 
 # ---------------------------------------------------------------------------------------------------------- workers
@@ -146,7 +163,10 @@ class _Worker:
         self.target = target
         # -P: no module is taken from the current folder.
         command = [sys.executable, "-P", "-m", "mobilenet.compiler.build"]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment())
+        # In a group of its own: Ctrl-C reaches this process alone, which closes the orders, and that ends the worker.
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment(), process_group=0
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -192,5 +212,4 @@ def work(orders: BinaryIO, results: BinaryIO) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches whoever gave the orders as well, and it ends this
     work(sys.stdin.buffer, sys.stdout.buffer)

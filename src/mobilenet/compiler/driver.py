@@ -3,6 +3,11 @@
 A table has a row for each call: the kernel's address, its four pointers, its two whole numbers.
 """
 
+from collections.abc import Mapping
+
+from .kernel import Kernel
+from .lower import Plan
+from .memory import ALIGNMENT
 from .targets import Target
 
 STEP_WORDS = 7
@@ -101,3 +106,93 @@ define void @{MARK}(ptr %place, ptr %p1, ptr %p2, ptr %p3, i64 %i1, i64 %i2) nou
   ret void
 }}
 """
+
+
+def program(plan: Plan, weights: bytes, symbol: str, names: Mapping[Kernel, str]) -> str:
+    """Returns `void symbol(input, output, scratch)`, which makes a plan's calls for one thread, and the plan's weights.
+
+    The input is uint8 pixels, the output the last layer's floats, without channels that are stored beyond them, and
+    scratch `plan.arena` bytes of any content. `names` are the kernels' functions, which are defined elsewhere.
+    """
+    word = f"i{plan.target.bits}"
+    regions = {"arena": "%scratch", "weights": f"@{symbol}_weights", "pixels": "%input"}
+    lines = [line for offset, size in plan.zeroed for line in _zeros(word, offset, -(-size // ALIGNMENT))]
+    for number, step in enumerate(step for step in plan.parts[0] if step):
+        places: list[str] = []
+        for place in (step.out, step.source, step.parameters, step.extra):
+            places.append(f"%p{number}.{len(places)}")
+            lines.append(f"{places[-1]} = getelementptr i8, ptr {regions[place.region]}, {word} {place.offset}")
+        pointers = ", ".join(f"ptr {place}" for place in places)
+        lines.append(f"call void @{names[step.kernel]}({pointers}, {word} {step.begin}, {word} {step.end})")
+    lines += _copy(word, plan)
+    body = "\n  ".join(lines)
+    kernels = "\n".join(f"declare void @{name}(ptr, ptr, ptr, ptr, {word}, {word})" for name in names.values())
+    return f"""
+target triple = "{plan.target.triple}"
+@{symbol}_weights = internal constant [{len(weights)} x i8] c"\\{weights.hex(chr(92))}", align {ALIGNMENT}
+{kernels}
+define void @{symbol}(ptr noalias %input, ptr noalias %output, ptr noalias align {ALIGNMENT} %scratch)
+    nounwind "no-builtins" {{
+entry:
+  {body}
+  ret void
+}}
+"""
+
+
+def _zeros(word: str, offset: int, lines: int) -> list[str]:
+    """Returns the code that writes zeros to so many cache lines from an offset of the scratch memory on."""
+    return [
+        f"%z{offset} = getelementptr i8, ptr %scratch, {word} {offset}",
+        *_loop(
+            word,
+            f"zero{offset}",
+            lines,
+            f"%a{offset} = getelementptr [{ALIGNMENT} x i8], ptr %z{offset}, {word} %zero{offset}.i",
+            f"store <{ALIGNMENT // 4} x i32> zeroinitializer, ptr %a{offset}, align {ALIGNMENT}",
+        ),
+    ]
+
+
+def _copy(word: str, plan: Plan) -> list[str]:
+    """Returns the code that writes the last layer's channels, each pixel's behind the one's before, to the output."""
+    height, width, stored = plan.stored
+    channels = plan.network.layers[-1].output.channels
+    return [
+        f"%result = getelementptr i8, ptr %scratch, {word} {plan.result}",
+        *_loop(
+            word,
+            "pixel",
+            height * width,
+            f"%from = getelementptr [{stored} x float], ptr %result, {word} %pixel.i",
+            f"%to = getelementptr [{channels} x float], ptr %output, {word} %pixel.i",
+            *_loop(
+                word,
+                "channel",
+                channels,
+                f"%from.c = getelementptr float, ptr %from, {word} %channel.i",
+                f"%to.c = getelementptr float, ptr %to, {word} %channel.i",
+                "%value = load float, ptr %from.c",
+                "store float %value, ptr %to.c",
+            ),
+        ),
+    ]
+
+
+def _loop(word: str, name: str, count: int, *body: str) -> list[str]:
+    """Returns a loop over %name.i from 0 to below `count`, which is at least 1."""
+    i, following, more = (f"%{name}.{part}" for part in ("i", "next", "more"))
+    return [
+        f"br label %{name}.before",
+        f"{name}.before:",
+        f"br label %{name}",
+        f"{name}:",
+        f"{i} = phi {word} [ 0, %{name}.before ], [ {following}, %{name}.end ]",
+        *body,
+        f"br label %{name}.end",
+        f"{name}.end:",
+        f"{following} = add nuw nsw {word} {i}, 1",
+        f"{more} = icmp ult {word} {following}, {count}",
+        f"br i1 {more}, label %{name}, label %{name}.after",
+        f"{name}.after:",
+    ]

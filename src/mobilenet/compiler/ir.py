@@ -15,6 +15,7 @@ of four pointers and two whole numbers, so that a plan is a table of such calls.
 """
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
@@ -70,6 +71,15 @@ class Code:
         *pointers, self.begin, self.end = function.args
         self.builder = ir.IRBuilder(function.append_basic_block())
         self.out, self.source, self.parameters, self.extra = (Pointer(self, p, (1,)) for p in pointers)
+
+    def narrow(self, lanes: int) -> "Code":
+        """Returns the same kernel to be written with narrower vectors."""
+        code = copy(self)
+        code.lanes, code._vector, code._words = lanes, ir.VectorType(_F32, lanes), ir.VectorType(_I32, lanes)
+        code.out, code.source, code.parameters, code.extra = (
+            Pointer(code, place.value, (1,)) for place in (self.out, self.source, self.parameters, self.extra)
+        )
+        return code
 
     def finish(self) -> str:
         """Returns the module as LLVM's text."""
@@ -234,7 +244,36 @@ class Code:
     def four_order(self) -> tuple[int, ...]:
         """The order of channels in four vectors side by side that `Pointer.store_four` stores as bytes: machines take
         and give 16 bytes as 4, 4, 4 and 4."""  # fmt: skip
-        return four_order(self.target)
+        return four_order(self.target, self.lanes)
+
+    def interleaved(self, rows: "Sequence[Pointer | None]", size: int) -> list[Value]:
+        """Returns bytes of rows side by side, None for zeros: `size` rows in each word, as `dot` takes them, the words
+        of each `size` rows four vectors in the order of `four_order`."""  # fmt: skip
+        b, lanes, found = self.builder, self.lanes, []
+        whole = ir.VectorType(_I8, 4 * lanes)
+        zeros = ir.Constant(whole, None)
+        loaded = [b.load(row.value, align=1, typ=whole) if row else zeros for row in rows]
+        for first in range(0, len(rows), size):
+            x, y, *more = loaded[first : first + size]
+            for high in (False, True):
+                pairs = self._zipped(x, y, high)
+                for upper in (False, True):
+                    if more:
+                        other = b.bitcast(self._zipped(*more, high), ir.VectorType(_I16, 2 * lanes))
+                        both = self._zipped(b.bitcast(pairs, ir.VectorType(_I16, 2 * lanes)), other, upper)
+                    else:
+                        both = self._zipped(pairs, zeros, upper)
+                    found.append(b.bitcast(both, self._words))
+        return found
+
+    def _zipped(self, x: Value, y: Value, high: bool) -> Value:
+        """Returns the numbers of the lower or upper halves of each 16 bytes (of all, where machines take them so) of x
+        and y in turns."""  # fmt: skip
+        count = x.type.count
+        block = count * 4 // self.lanes if self.target.machine == "x86_64" else count
+        begins = range(block // 2 * high, count, block)
+        mask = [n + other for begin in begins for n in range(begin, begin + block // 2) for other in (0, count)]
+        return self.builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(_I32, count), mask))
 
     def _four_bytes(self, values: Sequence[Value]) -> Value:
         """Returns four vectors of whole numbers as one of bytes, the nearest that are."""
@@ -366,6 +405,10 @@ class Code:
         """Returns x·factor."""
         return x * factor if isinstance(x, int) else self.builder.mul(x, _i64(factor), flags=["nsw"])
 
+    def least(self, x: Index, y: int) -> Index:
+        """Returns the smaller."""
+        return min(x, y) if isinstance(x, int) else self._least(x, _i64(y))
+
     def _least(self, x: Value, y: Value) -> Value:
         return self.builder.select(self.builder.icmp_signed("<", x, y), x, y)
 
@@ -431,13 +474,22 @@ class Pointer:
             value = b.trunc(words, ir.VectorType(_I8, code.lanes))
         b.store(value, self.value, align=SIZES[self.numbers] * (code.lanes if aligned else 1))
 
-    def store_four(self, values: Sequence[Value]) -> None:
-        """Writes four vectors of whole numbers, in the order of `Code.four_order`, as bytes."""
-        self.code.builder.store(self.code._four_bytes(values), self.value, align=self.code.lanes)
+    def store_four(self, values: Sequence[Value], *, natural: bool = False) -> None:
+        """Writes four vectors of whole numbers as bytes: in the order of `Code.four_order`, or the vectors' own."""
+        code, b = self.code, self.code.builder
+        stored = code._four_bytes(values)
+        if natural and code.target.machine == "x86_64":  # words of four bytes: 4 of each 16 bytes are one vector's
+            words, blocks = ir.VectorType(_I32, code.lanes), code.lanes // 4
+            mask = [4 * block + vector for vector in range(4) for block in range(blocks)]
+            both = ir.Constant(ir.VectorType(_I32, code.lanes), mask)
+            stored = b.shuffle_vector(b.bitcast(stored, words), ir.Constant(words, ir.Undefined), both)
+        b.store(stored, self.value, align=code.lanes)
 
-    def load_four(self) -> list[Value]:
-        """Returns four vectors of floats, in the order of `Code.four_order`, from bytes."""
+    def load_four(self, *, natural: bool = False) -> list[Value]:
+        """Returns four vectors of floats from bytes: in the order of `Code.four_order`, or as they lie."""
         code, b, lanes = self.code, self.code.builder, self.code.lanes
+        if natural:
+            return [self.shaped(1).at(v * lanes).load() for v in range(4)]
         bytes_ = ir.VectorType(_I8, 4 * lanes)
         loaded, order = b.load(self.value, align=lanes, typ=bytes_), code.four_order
         found = []

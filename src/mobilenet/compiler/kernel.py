@@ -23,9 +23,9 @@ def in_word(numbers: str, target: Target) -> int:
     return {"f32": 1, "bf16": 2}.get(numbers) or (4 if "vnni" in target.words else 2)
 
 
-def four_order(target: Target) -> tuple[int, ...]:
+def four_order(target: Target, lanes: int | None = None) -> tuple[int, ...]:
     """Returns which channel is where in four vectors that are stored as bytes at a time."""
-    lanes = target.lanes
+    lanes = lanes or target.lanes
     if target.machine != "x86_64":
         return tuple(range(4 * lanes))
     return tuple(16 * (lane // 4) + 4 * vector + lane % 4 for vector in range(4) for lane in range(lanes))

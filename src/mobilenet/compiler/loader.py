@@ -31,7 +31,10 @@ class Code:
         start = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.mprotect(ctypes.c_void_p(start), ctypes.c_size_t(len(image)), mmap.PROT_READ | mmap.PROT_EXEC):
-            raise MobileNetError(f"compiled code: the system does not let it run: {os.strerror(ctypes.get_errno())}")
+            raise MobileNetError(
+                f"compiled code: the system does not let it run: {os.strerror(ctypes.get_errno())}; "
+                "MOBILENET_TARGET=numpy runs without"
+            )
         self.address = {name: start + offset for name, offset in functions.items()}
 
     def function(self, name: str) -> "ctypes._CFunctionType":

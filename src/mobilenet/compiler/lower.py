@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Literal
 
 from ..arch import Layer, Network, Shape
-from . import dense, depthwise, matrix, tiled
+from . import dense, depthwise, depthwise_bytes, matrix, tiled
 from .add import Add
 from .conv import Conv
 from .dense import Dense
@@ -20,7 +20,7 @@ from .scale import Scale
 from .schedule import Call, Group, groups
 from .stages import STORED, Stage, alignment, input_channels, stages
 from .targets import Target
-from .tiled import Tiled
+from .tiled import Tiled, TiledConv
 
 Region = Literal["arena", "weights", "pixels"]
 
@@ -83,6 +83,7 @@ class Plan:
         packed: for each stage with parameters its kernel and their offset in bytes.
         weights, arena: bytes of the parameters and of all activations; the arena is zeros at first, but for the fills.
         fills: what is not.
+        zeroed: the parts of the arena, offset and bytes, that must be zeros or fills before each image.
         result: where in the arena the last layer's output is.
         stored: its shape there, channels in whole vectors.
         numbers: what it is there.
@@ -97,6 +98,7 @@ class Plan:
     weights: int
     arena: int
     fills: tuple[Fill, ...]
+    zeroed: tuple[tuple[int, int], ...]
     result: int
     stored: Shape
     numbers: str
@@ -110,14 +112,16 @@ def lower(
     integers: Integers | None = None,
     fuse: bool = True,
     threads: int = 1,
+    cache: int | None = None,
 ) -> Plan:
     """Returns the plan of a network for one image on so many threads; `fuse` False computes stage by stage.
 
     Args:
         precision: "f32", "bf16" (activations and the weights of products of matrices), or "int8".
         integers: with int8, what the code depends on.
+        cache: bytes that may be kept between the layers of a fused block, None for what suits a server.
     """
-    return _Lowering(network, target, precision, integers or Integers(), fuse, threads).plan()
+    return _Lowering(network, target, precision, integers or Integers(), fuse, threads, cache).plan()
 
 
 def for_floats(kernel: Kernel) -> Kernel:
@@ -127,13 +131,20 @@ def for_floats(kernel: Kernel) -> Kernel:
 
 class _Lowering:
     def __init__(
-        self, network: Network, target: Target, precision: str, integers: Integers, fuse: bool, threads: int
+        self,
+        network: Network,
+        target: Target,
+        precision: str,
+        integers: Integers,
+        fuse: bool,
+        threads: int,
+        cache: int | None,
     ) -> None:
         self.network, self.target, self.lanes, self.threads = network, target, target.lanes, threads
         self.precision, self.integers = precision, integers
         self.unit = alignment(target, precision)
         self.stages = stages(network, target, precision)
-        self.groups = groups(self.stages, fuse, threads)
+        self.groups = groups(self.stages, fuse, threads, cache)
         self.kernels = {stage.name: kernel for group in self.groups for stage, kernel in self._kernels(group)}
         self.packed: dict[str, tuple[Kernel, int]] = {}
         self.weights = 0
@@ -181,6 +192,7 @@ class _Lowering:
             self.weights,
             self.arena,
             tuple(fills),
+            tuple((self.offsets[b.name], b.bytes) for b in self.buffers if (b.first, b.last) == (0, len(self.groups))),
             self.offsets[self.stages[-1].name],
             Shape(last.height, last.width, whole(last.channels, self.unit)),
             self.stages[-1].numbers,
@@ -211,15 +223,22 @@ class _Lowering:
             width = layer.output.width
             reads = "u8" if self.precision == "int8" else "f32"
             words = -(-layer.kernel * inputs // in_word(reads, self.target))
+            tiles = "tiles" in self.target.words and reads == "u8"
             high, wide = matrix.tile_shape(self.target, width, (width,), vectors, layer.kernel * words)
+            if tiles:
+                high, wide, _, _, depth = tiled.shape((width,), min(vectors, 4), words, words, tall=1)
             row = (left + layer.input.width + right) * inputs
             shape = layer.input.height, ring, row, inputs, layer.kernel, layer.stride, top, width, stored
-            return Conv(reads, numbers, *shape, ending, high, wide, words)
+            facts = reads, numbers, *shape, ending, high, wide, words
+            return TiledConv(*facts, depth) if tiles else Conv(*facts)
         if layer.kind == "depthwise":
             high, wide = depthwise.tile_shape(self.target, layer.kernel, layer.output.width, min(counts))
-            return Depthwise(numbers, layer.input.height, layer.input.width, ring, stored, layer.kernel, layer.stride,
-                             top, left, layer.output.width, ending, self._zero(stage)[0],
-                             layer.name in self.integers.large, high, wide)  # fmt: skip
+            across = layer.output.width, ending, self._zero(stage)[0], layer.name in self.integers.large
+            down = layer.input.height, layer.input.width, ring, stored, layer.kernel, layer.stride, top, left
+            found = Depthwise(numbers, *down, *across, high, wide)
+            if numbers == "u8" and depthwise_bytes.fits(found):
+                return depthwise_bytes.of(found, self.target, min(counts))
+            return found
         if layer.kind == "pointwise":
             pixels = tuple(count * layer.output.width for count in counts)
             whole_map = layer.output.height * layer.output.width
@@ -228,8 +247,7 @@ class _Lowering:
                 room = inputs * SIZES[numbers] // 4
                 high, wide, tall, words, depth = tiled.shape(pixels, vectors, words, room)
                 ahead = tiled.lines_ahead(-(-pixels[0] // high), depth, wide) if counts == (stage.rows,) else 0
-                facts = numbers, words, inputs, stored, vectors, ending, adds, high, wide, ahead
-                return Tiled(*facts, tall, depth)
+                return Tiled(numbers, words, inputs, stored, vectors, ending, adds, high, wide, ahead, tall, depth)
             high, wide = matrix.tile_shape(self.target, whole_map, pixels, vectors, words)
             # In strips the weights are in cache after the first; in one go every panel comes from the cache behind L2.
             ahead = matrix.lines_ahead(pixels[0] // high, wide, lanes) if counts == (stage.rows,) else 0

@@ -78,14 +78,20 @@ def pack(rows: Sequence[NDArray[Any]], stored: int, step: int, fours: Sequence[i
         step: outputs of a panel.
         fours: where outputs are stored as bytes, the order of those of four vectors.
     """
-    table = np.vstack([pad(row.reshape(-1, row.shape[-1]), 1, stored).view(np.int32) for row in rows])
-    panels = []
+    lines = [row.reshape(-1, row.shape[-1]).view(np.int32) for row in rows]
+    count = sum(map(len, lines))
+    packed = np.zeros(count * stored, np.int32)  # filled in place: copies of copies are what a start's memory goes to
     for first in range(0, stored, step):
-        panel = table[:, first : first + step]
-        whole = panel.shape[1] // len(fours) * len(fours) if fours else 0
-        groups = panel[:, :whole].reshape(len(table), -1, len(fours) or 1)[..., list(fours)]
-        panels.append(np.hstack([groups.reshape(len(table), -1), panel[:, whole:]]).ravel())
-    return np.concatenate(panels)
+        panel = packed[count * first : count * min(first + step, stored)].reshape(count, -1)
+        line = 0
+        for part in lines:
+            piece = part[:, first : first + step]
+            panel[line : line + len(part), : piece.shape[1]] = piece
+            line += len(part)
+        if fours and (whole := panel.shape[1] // len(fours) * len(fours)):
+            groups = panel[:, :whole].reshape(count, -1, len(fours))
+            panel[:, :whole] = groups[..., list(fours)].reshape(count, whole)
+    return packed
 
 
 def words(weight: Floats, numbers: str, size: int) -> Words:
@@ -93,7 +99,7 @@ def words(weight: Floats, numbers: str, size: int) -> Words:
     *rest, inputs, outputs = weight.shape
     filled = pad(weight, weight.ndim - 2, -(-inputs // size) * size).reshape(*rest, -1, size, outputs)
     kinds = {"f32": np.float32, "u8": np.int8 if size == 4 else np.int16}
-    numbers_ = to_bf16(filled) if numbers == "bf16" else filled.astype(kinds[numbers])
+    numbers_ = to_bf16(filled) if numbers == "bf16" else filled.astype(kinds[numbers], copy=False)
     return np.ascontiguousarray(np.moveaxis(numbers_, -2, -1)).view(np.int32)[..., 0]
 
 
@@ -181,32 +187,37 @@ def tile(
 
 def store(
     code: "Code",
-    sums: "Sequence[Value]",
+    pixels: "Sequence[Sequence[Value]]",
     ending: str,
     panel: "Pointer",
-    place: "Pointer",
+    out: "Pointer",
     shortcut: "Pointer | None" = None,
 ) -> None:
-    """Stores the sums of one pixel, as the ending says.
+    """Stores the sums of pixels side by side, as the ending says; bytes four vectors at a time where they lie together.
 
     Args:
         panel: the ending's parameters, shaped [row][channel].
-        place: of the first channel, as is that of the shortcut.
+        out: the first pixel's first channel, shaped [pixel][channel], as is the shortcut.
     """
-    names = rows(ending, shortcut is not None)
+    names, lanes, wide = rows(ending, shortcut is not None), code.lanes, len(pixels[0])
+    places = [(p, v) for p in range(len(pixels)) for v in range(wide)]
+    together = wide % 4 == 0 or (wide < 4 and out.strides[0] == wide * lanes)
 
-    def finished(value: "Value", channel: int, added: "Value | None") -> "Value":
+    def finished(p: int, v: int, added: "Value | None") -> "Value":
         def row(name: str, numbers: str) -> "Value":
-            return panel.shaped(*panel.strides, numbers=numbers).at(names.index(name), channel).load()
+            return panel.shaped(*panel.strides, numbers=numbers).at(names.index(name), v * lanes).load()
 
-        return finish(code, value, ending, row, added)
+        return finish(code, pixels[p][v], ending, row, added)
 
-    fours = len(sums) // 4 * 4 if place.numbers == "u8" else 0
-    for v in range(0, fours, 4):
-        channel = v * code.lanes
-        added = shortcut.at(channel).load_four() if shortcut else [None] * 4
-        values = [finished(sums[v + n], channel + n * code.lanes, added[n]) for n in range(4)]
-        place.at(channel).store_four(values)
-    for v in range(fours, len(sums)):
-        channel = v * code.lanes
-        place.at(channel).store(finished(sums[v], channel, shortcut.at(channel).load() if shortcut else None))
+    while places:
+        p, v = places[0]
+        place, added = out.at(p, v * lanes), shortcut.at(p, v * lanes) if shortcut else None
+        if out.numbers == "u8" and len(places) >= 4 and (together or wide - v >= 4):
+            four, places = places[:4], places[4:]
+            natural = v + 4 > wide // 4 * 4
+            others = added.load_four(natural=natural) if added else [None] * 4
+            values = [finished(*place_, other) for place_, other in zip(four, others, strict=True)]
+            place.store_four(values, natural=natural)
+        else:
+            places = places[1:]
+            place.store(finished(p, v, added.load() if added else None))

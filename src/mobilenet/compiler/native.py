@@ -323,8 +323,9 @@ def load_code(kernels: Sequence[Kernel], target: Target) -> tuple[Code, Path | N
             "install llvmlite, or set MOBILENET_TARGET=numpy to run without compiled code"
         ) from error
     image = build(kernels, target, progress=counter("compiling"))
+    code = Code(*image)
     try:
-        return Code(*image), store.write(name, image)
+        return code, store.write(name, image)
     except MobileNetError as error:
         warnings.warn(f"compiled code can't be kept for the next start: {error}", stacklevel=2)
-        return Code(*image), None
+        return code, None

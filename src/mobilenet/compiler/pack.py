@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import depthwise, ending, matrix
+from . import depthwise, depthwise_bytes, ending, matrix
 from .conv import Conv
 from .dense import Dense
 from .depthwise import Depthwise
+from .depthwise_bytes import DepthwiseBytes
 from .kernel import Floats, Kernel, Words, four_order, in_word, pad
 from .lower import Plan
 from .memory import ALIGNMENT
@@ -51,6 +52,8 @@ def _packed(plan: Plan, kernel: Any, rows: tuple[NDArray[Any], NDArray[Any], lis
     """Returns the bias, the weights and the ending's rows of one kernel in its order."""
     bias, weight, last = rows
     lanes, stored = plan.target.lanes, kernel.channels if isinstance(kernel, Depthwise | Pool) else kernel.outputs
+    if isinstance(kernel, DepthwiseBytes):
+        return depthwise_bytes.pack(kernel, plan.target, bias, weight, last)
     if isinstance(kernel, Depthwise | Pool):
         return depthwise.pack([bias, weight, *last], stored, lanes)
     size = in_word(kernel.numbers, plan.target)
@@ -78,7 +81,8 @@ def _whole_numbers(
         weight = tensors[f"{layer}.weight"].astype(np.int64)
         terms = weight * (zero if weight.ndim == 3 or len(zero) == 1 else zero[:, None])
         bias = tensors[f"{layer}.bias"] - terms.reshape(-1, outputs).sum(0)
-        exact = np.float32 if isinstance(kernel, Depthwise) and not kernel.large else np.int32
+        in_floats = isinstance(kernel, Depthwise) and not isinstance(kernel, DepthwiseBytes) and not kernel.large
+        exact = np.float32 if in_floats else np.int32
         bias, weight = bias.astype(exact), weight.astype(np.float32)
     if isinstance(kernel, Dense):
         return bias, weight, [_row(tensors[f"{layer}.multiplier"], outputs, np.float32)]

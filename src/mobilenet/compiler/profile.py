@@ -19,13 +19,14 @@ from ..common.checks import number
 from ..common.text import bytes_text, table_text
 from ..cost import cost
 from ..errors import UsageError
+from .kernel import SIZES
 from .lower import Plan
 from .machine import CACHE, MEMORY, Machine
+from .stages import STORED
 
 if TYPE_CHECKING:
     from .native import NativeEngine
 
-_SIZES = {"f32": 4, "bf16": 2, "int8": 1}  # bytes of a weight and of an activation
 _LEAST = 5  # rounds
 _BATCH = 8  # images a thread in a batch, for the throughput
 
@@ -174,7 +175,7 @@ class Profile:
             ("latency", f"{median:.3f} ms", f"one image, {threads}; {spread}"),
             ("throughput", f"{self.throughput:,.1f}/s", f"images, in batches of {_BATCH * self.threads}"),
             ("speed", f"{self.speed / 1e9:,.1f} GFLOP/s", share),
-            ("peak", f"{self.peak / 1e9:,.1f} GFLOP/s", f"measured, float32, {self.target}, {threads}"),
+            ("peak", f"{self.peak / 1e9:,.1f} GFLOP/s", f"measured, {self.precision}, {self.target}, {threads}"),
             ("memory", f"{self.bandwidth / 1e9:,.1f} GB/s", f"measured, reading {bytes_text(MEMORY)}"),
             (
                 "cache",
@@ -195,7 +196,7 @@ def profile(engine: "NativeEngine", pixels: NDArray[Any] | None, seconds: float)
     out = engine(pixels)  # checks the pixels, and what is first touched here is not measured
     plan, tape = engine.marked()
     tape.play(pixels[0], out[0])
-    machine = Machine(engine.plan.target, engine.threads)
+    machine = Machine(plan.target, engine.threads, plan.precision)
     calls: list[float] = []
     peaks: list[float] = []
     ticks: list[list[NDArray[np.int64]]] = []
@@ -248,7 +249,7 @@ def _layers(
     ]
     *seconds, waiting = (float(value) / rate for value in np.median(np.array(runs), axis=0))
     groups = strips(plan)
-    costs = cost(plan.network, _SIZES[precision]).layers
+    costs = cost(plan.network, SIZES[STORED[precision]]).layers
     found = [
         LayerProfile(
             each.layer,
@@ -256,7 +257,7 @@ def _layers(
             groups[each.name][0] == each.name,
             time,
             2 * each.macs,
-            _bytes(each.layer, each.weights, _SIZES[precision], each.layer.name == names[0]),
+            _bytes(each.layer, each.weights, SIZES[STORED[precision]], each.layer.name == names[0]),
         )
         for each, time in zip(costs, seconds, strict=True)
     ]

@@ -1,5 +1,7 @@
 """Instruction sets that code is made for: what LLVM must know of each, and which of them run here.
 
+`TARGETS` are those that the compiled engine runs on, `DEVICES` those that code is exported for only.
+
 Standard library only, so that code that has been compiled before is found and run without LLVM.
 """
 
@@ -20,7 +22,7 @@ class Target:
     """Is an instruction set as the compiler sees it.
 
     Attributes:
-        name: "amx", "avx512bf16", "avx512vnni", "avx512", "avxvnni", "avx2", "sse" or "neon".
+        name: "amx", "avx512bf16", "avx512vnni", "avx512", "avxvnni", "avx2", "sse", "neon", or a device's.
         machine: what `platform.machine()` says where it runs.
         triple: of LLVM.
         cpu: of LLVM, the least processor that has the instruction set: a level of the x86-64 psABI.
@@ -30,6 +32,8 @@ class Target:
         features: of LLVM, beyond those of `cpu`.
         words: instructions that not every machine has: "vnni" (sums of 4 products of bytes), "bf16" (sums of 2 products
             of bfloat16), "tiles" (products of whole matrices, AMX).
+        abi: of LLVM, where there are several.
+        bits: of an address.
     """
 
     name: str
@@ -41,6 +45,8 @@ class Target:
     registers: int
     features: str = ""
     words: frozenset[str] = frozenset()
+    abi: str = ""
+    bits: int = 64
 
 
 _V2 = frozenset({"sse4_1", "sse4_2", "ssse3", "popcnt", "cx16"})
@@ -75,6 +81,20 @@ TARGETS = {
         Target("neon", "aarch64", "aarch64-unknown-linux-gnu", "generic", frozenset({"asimd"}), 4, 32),
     )
 }
+
+# ARMv7: NEON without fused multiply-add, the baseline of Android and of most such boards. Cortex-M: code for the M4F
+# runs on M7, M33, M55 and M85 too, where they have a floating-point unit. RISC-V: RV64GC, which has no vectors.
+DEVICES = {
+    target.name: target
+    for target in (
+        Target("android-aarch64", "aarch64", "aarch64-unknown-linux-android21", "generic", frozenset(), 4, 32),
+        Target("armv7", "armv7l", "armv7-unknown-linux-gnueabihf", "generic", frozenset(), 4, 16, "+neon", bits=32),
+        Target("cortex-m", "armv7e-m", "thumbv7em-unknown-none-eabihf", "cortex-m4", frozenset(), 1, 32, bits=32),
+        Target("riscv64", "riscv64", "riscv64-unknown-linux-gnu", "generic-rv64", frozenset(), 1, 32,
+               "+m,+a,+f,+d,+c", abi="lp64d"),
+        Target("wasm", "wasm32", "wasm32-unknown-unknown", "generic", frozenset(), 4, 16, "+simd128", bits=32),
+    )
+}  # fmt: skip
 
 
 def runnable() -> tuple[Target, ...]:

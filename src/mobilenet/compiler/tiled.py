@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from . import matrix
+from .conv import Conv
 from .pointwise import Pointwise
 
 if TYPE_CHECKING:
@@ -49,17 +50,61 @@ class Tiled(Pointwise):
                 pieces = [[source.at(code.sum(pixel, t * side)).shaped(self.stride, words)] for t in range(self.tall)]
                 multiply(code, pieces, self.inputs, self.depth, parameters, wide, scratch, side, ahead)
 
-                def pixels(p: "Index", sums: "list[Value]") -> None:
+                def pixels(p: "Index", sums: "list[list[Value]]") -> None:
                     place = code.sum(pixel, p), channel
-                    added = shortcut.at(*place) if self.adds else None
+                    added = shortcut.at(*place).shaped(self.outputs, 1) if self.adds else None
                     last = parameters.at(1 + self.inputs).shaped(wide * code.lanes, 1)
-                    matrix.store(code, sums, self.ending, last, out.at(*place), added)
+                    matrix.store(code, sums, self.ending, last, out.at(*place).shaped(self.outputs, 1), added)
 
                 for_pixels(code, scratch, self.numbers, self.high, wide, parameters, pixels)
 
             code.tiles(code.begin, code.end, self.high, block)
 
         matrix.for_panels(code, self.vectors, self.wide, self.rows, panel)
+        code.matrices_done()
+
+
+@dataclass(frozen=True)
+class TiledConv(Conv):
+    """Is the kernel for a standard convolution of bytes; `high` and `wide` as of `Tiled`.
+
+    Attributes:
+        depth: words of inputs in a matrix.
+    """
+
+    depth: int
+
+    def emit(self, code: "Code") -> None:
+        """Writes the kernel."""
+        code.matrices(self.high, self.depth)
+        scratch = code.scratch(self.high * self.wide * code.lanes)
+        step = self.stride * self.channels
+        source = code.source.shaped(self.row, 1, numbers=self.numbers)
+        zeros = code.extra.shaped(1, numbers=self.numbers)
+        out = code.out.shaped(self.width * self.outputs, self.outputs, 1, numbers=self.stores)
+
+        def row(y: "Index") -> None:
+            first = code.sum(code.product(y, self.stride), -self.top)
+            rows = [code.row(source, code.sum(first, i), self.height, self.ring, zeros) for i in range(self.kernel)]
+
+            def panel(channel: "Index", parameters: "Pointer", wide: int) -> None:
+                last = parameters.at(1 + self.kernel * self.words).shaped(wide * code.lanes, 1)
+
+                def block(x: "Index") -> None:
+                    pieces = [r.shaped(step).at(x).shaped(step, 4) for r in rows]
+                    multiply(code, [pieces], self.words, self.depth, parameters, wide, scratch, self.high)
+
+                    def pixels(p: "Index", sums: "list[list[Value]]") -> None:
+                        place = out.at(y, code.sum(x, p), channel).shaped(self.outputs, 1)
+                        matrix.store(code, sums, self.ending, last, place)
+
+                    for_pixels(code, scratch, self.numbers, self.high, wide, parameters, pixels)
+
+                code.tiles(0, self.width, self.high, block)
+
+            matrix.for_panels(code, self.outputs // code.lanes, self.wide, self.rows, panel)
+
+        code.loop(code.begin, code.end, 1, row)
         code.matrices_done()
 
 
@@ -117,23 +162,25 @@ def for_pixels(
     high: int,
     wide: int,
     panel: "Pointer",
-    body: "Callable[[Index, list[Value]], None]",
+    body: "Callable[[Index, list[list[Value]]], None]",
 ) -> None:
-    """Calls the body for each pixel of a block with its number and its sums, bias included."""
+    """Calls the body for a few pixels of a block at a time, with the first one's number and the sums, bias included."""
     kind, join = ("i32", code.plus) if numbers == "u8" else ("f32", code.add)
     found, bias = (place.shaped(wide * code.lanes, 1, numbers=kind) for place in (scratch, panel))
+    channels = [v * code.lanes for v in range(wide)]
     unroll = next(count for count in (4, 3, 2, 1) if high % count == 0)
 
-    def pixels(first: "Index") -> None:
-        for n in range(unroll):
-            p = code.sum(first, n)
-            channels = [v * code.lanes for v in range(wide)]
-            body(p, [join(found.at(p, c).load(), bias.at(0, c).load()) for c in channels])
+    def some(first: "Index") -> None:
+        pixels = range(unroll)
+        sums = [[join(found.at(code.sum(first, n), c).load(), bias.at(0, c).load()) for c in channels] for n in pixels]
+        body(first, sums)
 
-    code.loop(0, high, unroll, pixels)
+    code.loop(0, high, unroll, some)
 
 
-def shape(counts: Sequence[int], vectors: int, inputs: int, stored: int) -> tuple[int, int, int, int, int]:
+def shape(
+    counts: Sequence[int], vectors: int, inputs: int, stored: int, tall: int = 2
+) -> tuple[int, int, int, int, int]:
     """Returns (high, wide, tall, words of inputs with those that fill matrices, depth) of the block.
 
     Args:
@@ -141,11 +188,12 @@ def shape(counts: Sequence[int], vectors: int, inputs: int, stored: int) -> tupl
         vectors: of outputs.
         inputs: words of inputs of each sum.
         stored: words of inputs that are stored of each pixel.
+        tall: matrices of pixels that a block may have.
     """
     number = next(n for n in range(-(-inputs // _SIDE), inputs + 1) if -(-inputs // n) * n <= stored)
     depth = -(-inputs // number)
     wide = min(vectors, 4)
-    most = 2 if wide <= 2 else 1
+    most = tall if wide <= 2 else 1
     sides = [(tall, side) for tall in range(1, most + 1) for side in range(1, _SIDE + 1) if tall * side <= min(counts)]
 
     def cost(tall: int, side: int) -> int:  # in pixels; a block's start takes as long as some
