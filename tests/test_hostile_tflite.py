@@ -34,15 +34,15 @@ def table_words(data: bytes) -> list[int]:
 
 
 def read(data: bytes) -> str:
-    """Returns "read" or the refusal; anything else, or more than two seconds, fails the test."""
-    began = time.perf_counter()
+    """Returns "read" or the refusal; anything else, or more than two seconds of work, fails the test."""
+    began = time.process_time()
     try:
         model_of(data)
         return "read"
     except DataError as error:
         return str(error)
     finally:
-        assert time.perf_counter() - began < 2
+        assert time.process_time() - began < 2
 
 
 def damaged() -> Iterator[bytes]:
