@@ -279,6 +279,62 @@ def _predict(args: Arguments) -> int:
     return 3 if failures else 0
 
 
+def _quantize_arguments(parser: argparse.ArgumentParser) -> None:
+    from .quantization.ranges import METHODS
+
+    parser.add_argument("model", type=Path, help="model folder, float32")
+    parser.add_argument("--photos", type=Path, required=True, help="folder of what it will see; labels are not needed")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="model folder to make, int8")
+    parser.add_argument("--count", type=int, metavar="N", help="photos to measure on (default 48, more of small ones)")
+    parser.add_argument("--ranges", choices=METHODS, default=METHODS[-1], help="how to choose them (default mse)")
+    parser.add_argument("--equalise", action="store_true", help="scale channels to similar ranges first")
+
+
+def _quantize(args: Arguments) -> int:
+    from .model import load
+    from .quantization.comparison import compare
+    from .quantization.quantize import quantize
+    from .quantization.sweep import Choices
+
+    if args.output.resolve() == args.model.resolve():
+        raise UsageError(f"output: {args.output} is the float32 model, which would be lost; choose another folder")
+    model = load(args.model)
+    choices = Choices(args.ranges, equalise=args.equalise)
+    made = quantize(model, args.photos, choices, count=args.count, progress=_progress("quantising"))
+    made.model.save(args.output)
+    found = compare(model, made, args.photos, progress=_progress("comparing"))
+    _emit(args, {"model": str(args.output), "measured_on": len(made.paths), **found.to_dict()}, str(found))
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------------- export
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    from .export import FORMATS
+
+    parser.add_argument("model", type=Path, help="model folder")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="file to write")
+    parser.add_argument("--format", choices=tuple(FORMATS), help="default: told by the file's ending")
+    # An option that is not given is not passed on: each format has its own.
+    absent = argparse.SUPPRESS
+    parser.add_argument("--pixels", action="store_true", default=absent, help="onnx: the input is the photo's uint8")
+    parser.add_argument("--softmax", action="store_true", default=absent, help="the outputs are probabilities")
+    parser.add_argument(
+        "--no-check", dest="check", action="store_false", default=absent, help="don't run it in its own runtime"
+    )
+
+
+def _export(args: Arguments) -> int:
+    from .export import export
+    from .model import load
+
+    options = {name: getattr(args, name) for name in ("pixels", "softmax", "check") if hasattr(args, name)}
+    written = export(load(args.model), args.output, args.format, **options)
+    _emit(args, written.to_dict(), str(written))
+    return 0
+
+
 def _progress(what: str) -> Callable[[int, int], None]:
     from .common.progress import counter
 
@@ -400,6 +456,12 @@ COMMANDS = {
         _predict_arguments,
         _predict,
     ),
+    "quantize": Command(
+        "make the int8 model of a model, and measure what it costs",
+        "mobilenet quantize flowers-model --photos flowers/ -o flowers-int8",
+        _quantize_arguments,
+        _quantize,
+    ),
     "compile": Command(
         "compile a model ahead of time, so that the first prediction need not",
         "mobilenet compile flowers-model",
@@ -411,6 +473,12 @@ COMMANDS = {
         "mobilenet bench flowers-model --threads 1",
         _bench_arguments,
         _bench,
+    ),
+    "export": Command(
+        "write a model as another runtime's file (ONNX, TFLite), run there and compared first",
+        "mobilenet export flowers-model -o flowers.onnx",
+        _export_arguments,
+        _export,
     ),
     "demo": Command(
         "train, evaluate and predict on the handwritten digits that come with the package",

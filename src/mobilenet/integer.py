@@ -152,17 +152,23 @@ def sums(step: Step, x: Bytes) -> Array:
     layer, weight = step.layer, step.weight
     centred = x.astype(weight.dtype)
     centred -= step.zero_in
-    if layer.kind == "average_pool":
-        return np.asarray(centred.sum((1, 2)))
+    return np.asarray(centred.sum((1, 2))) if layer.kind == "average_pool" else weighted_sum(layer, centred, weight)
+
+
+def weighted_sum(layer: Layer, x: Array, weight: Array) -> Array:
+    """Returns the sums that a convolution or dense layer is named for, in the type of `x` and `weight`.
+
+    `weight` is in the layout of the file, but that of a standard convolution is [k · k · in, out].
+    """
     if layer.kind in ("pointwise", "dense"):
-        return np.asarray(centred @ weight)
-    windows = _windows(layer, centred)
+        return np.asarray(x @ weight)
+    seen = windows(layer, x)
     if layer.kind == "depthwise":
-        return np.asarray(np.einsum("nhwijc,ijc->nhwc", windows, weight))
-    return np.asarray(windows.reshape(*windows.shape[:3], -1) @ weight)
+        return np.asarray(np.einsum("nhwijc,ijc->nhwc", seen, weight))
+    return np.asarray(seen.reshape(*seen.shape[:3], -1) @ weight)
 
 
-def _windows(layer: Layer, centred: Array) -> Array:
+def windows(layer: Layer, centred: Array) -> Array:
     """Returns a view [N, height, width, k, k, channels] of what each output is made from."""
     padded = np.pad(centred, ((0, 0), *layer.padding, (0, 0)))
     image, row, column, item = padded.strides

@@ -211,6 +211,21 @@ class Model:
         self.__dict__.pop("_engine", None)
         return done
 
+    def quantize(self, images: str | Path | NDArray[np.uint8]) -> "Model":
+        """Returns the int8 model of this one: a quarter of the size, and faster where it is compiled.
+
+        Args:
+            images: a few dozen of what the model will see, labels are not needed: uint8 [N, H, W, 3], or a folder.
+
+        Raises:
+            UsageError: the images are none; this is an int8 model.
+            DataError: names the folder without photos, or the photos that can't be read.
+            ModelError: names the tensor with NaN or infinity, or the layer whose sums would not fit an int32.
+        """
+        from .quantization.quantize import quantize
+
+        return quantize(self, images).model
+
     def without_top(self) -> "Model":
         """Returns the model that ends with the last feature map; it shares this one's arrays."""
         network = self.network.replace(include_top=False)

@@ -121,10 +121,10 @@ def largest_sums(layer: Layer, tensors: Mapping[str, NDArray[Any]]) -> NDArray[n
     """Returns a bound on the magnitude of each output channel's sum, bias included."""
     if layer.weight_shape is None:
         return np.array([255 * layer.input.height * layer.input.width], np.int64)
-    weight = tensors[f"{layer.name}.weight"]
+    weight, bias = tensors[f"{layer.name}.weight"], tensors[f"{layer.name}.bias"]
     # One channel's sum has at most 9 · 65,536 terms: int64 has room for any.
     total = np.abs(weight.astype(np.int16)).reshape(-1, layer.output.channels).sum(0, dtype=np.int64)
-    return np.asarray(255 * total + np.abs(tensors[f"{layer.name}.bias"].astype(np.int64)))
+    return np.asarray(255 * total + np.abs(bias.astype(np.int64)))
 
 
 def _check_sums(layer: Layer, tensors: Mapping[str, NDArray[Any]]) -> None:
@@ -134,7 +134,7 @@ def _check_sums(layer: Layer, tensors: Mapping[str, NDArray[Any]]) -> None:
     if int(sums.max()) >= _SUMS:
         raise ModelError(f"layer {layer.name!r}: channel {int(sums.argmax())}: the sum may reach {int(sums.max()):,} "
                          f"and must stay below {_SUMS:,}")  # fmt: skip
-    rescaled = sums * tensors[f"{layer.name}.multiplier"].astype(np.float64)
+    rescaled = np.asarray(sums * tensors[f"{layer.name}.multiplier"].astype(np.float64), np.float64)
     if layer.adds is not None:
         rescaled = rescaled + 255.0 * float(tensors[f"{layer.name}.shortcut"][0])
     if float(rescaled.max()) >= _RESCALED:

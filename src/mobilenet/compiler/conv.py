@@ -77,8 +77,9 @@ class Conv(Kernel):
 
                 def tile(x: "Index") -> None:
                     pieces = [r.shaped(step).at(x).shaped(step, 1) for r in rows]
-                    for p, sums in enumerate(matrix.tile(code, self.high, wide, pieces, self.words, parameters)):
-                        matrix.store(code, sums, self.ending, last, out.at(y, code.sum(x, p), channel))
+                    sums = matrix.tile(code, self.high, wide, pieces, self.words, parameters)
+                    place = out.at(y, x, channel).shaped(self.outputs, 1)
+                    matrix.store(code, sums, self.ending, last, place)
 
                 code.tiles(0, self.width, self.high, tile)
 

@@ -474,13 +474,22 @@ class Pointer:
             value = b.trunc(words, ir.VectorType(_I8, code.lanes))
         b.store(value, self.value, align=SIZES[self.numbers] * (code.lanes if aligned else 1))
 
-    def store_four(self, values: Sequence[Value]) -> None:
-        """Writes four vectors of whole numbers, in the order of `Code.four_order`, as bytes."""
-        self.code.builder.store(self.code._four_bytes(values), self.value, align=self.code.lanes)
+    def store_four(self, values: Sequence[Value], *, natural: bool = False) -> None:
+        """Writes four vectors of whole numbers as bytes: in the order of `Code.four_order`, or the vectors' own."""
+        code, b = self.code, self.code.builder
+        stored = code._four_bytes(values)
+        if natural and code.target.machine == "x86_64":  # words of four bytes: 4 of each 16 bytes are one vector's
+            words, blocks = ir.VectorType(_I32, code.lanes), code.lanes // 4
+            mask = [4 * block + vector for vector in range(4) for block in range(blocks)]
+            both = ir.Constant(ir.VectorType(_I32, code.lanes), mask)
+            stored = b.shuffle_vector(b.bitcast(stored, words), ir.Constant(words, ir.Undefined), both)
+        b.store(stored, self.value, align=code.lanes)
 
-    def load_four(self) -> list[Value]:
-        """Returns four vectors of floats, in the order of `Code.four_order`, from bytes."""
+    def load_four(self, *, natural: bool = False) -> list[Value]:
+        """Returns four vectors of floats from bytes: in the order of `Code.four_order`, or as they lie."""
         code, b, lanes = self.code, self.code.builder, self.code.lanes
+        if natural:
+            return [self.shaped(1).at(v * lanes).load() for v in range(4)]
         bytes_ = ir.VectorType(_I8, 4 * lanes)
         loaded, order = b.load(self.value, align=lanes, typ=bytes_), code.four_order
         found = []

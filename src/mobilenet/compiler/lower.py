@@ -233,12 +233,12 @@ class _Lowering:
             return TiledConv(*facts, depth) if tiles else Conv(*facts)
         if layer.kind == "depthwise":
             high, wide = depthwise.tile_shape(self.target, layer.kernel, layer.output.width, min(counts))
-            row = layer.output.width, ending, self._zero(stage)[0], layer.name in self.integers.large
-            shape = layer.input.height, layer.input.width, ring, stored, layer.kernel, layer.stride, top, left
-            kernel = Depthwise(numbers, *shape, *row, high, wide)
-            if numbers == "u8" and depthwise_bytes.fits(kernel):
-                return depthwise_bytes.of(kernel, self.target, min(counts))
-            return kernel
+            across = layer.output.width, ending, self._zero(stage)[0], layer.name in self.integers.large
+            down = layer.input.height, layer.input.width, ring, stored, layer.kernel, layer.stride, top, left
+            found = Depthwise(numbers, *down, *across, high, wide)
+            if numbers == "u8" and depthwise_bytes.fits(found):
+                return depthwise_bytes.of(found, self.target, min(counts))
+            return found
         if layer.kind == "pointwise":
             pixels = tuple(count * layer.output.width for count in counts)
             whole_map = layer.output.height * layer.output.width

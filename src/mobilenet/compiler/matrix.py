@@ -187,32 +187,37 @@ def tile(
 
 def store(
     code: "Code",
-    sums: "Sequence[Value]",
+    pixels: "Sequence[Sequence[Value]]",
     ending: str,
     panel: "Pointer",
-    place: "Pointer",
+    out: "Pointer",
     shortcut: "Pointer | None" = None,
 ) -> None:
-    """Stores the sums of one pixel, as the ending says.
+    """Stores the sums of pixels side by side, as the ending says; bytes four vectors at a time where they lie together.
 
     Args:
         panel: the ending's parameters, shaped [row][channel].
-        place: of the first channel, as is that of the shortcut.
+        out: the first pixel's first channel, shaped [pixel][channel], as is the shortcut.
     """
-    names = rows(ending, shortcut is not None)
+    names, lanes, wide = rows(ending, shortcut is not None), code.lanes, len(pixels[0])
+    places = [(p, v) for p in range(len(pixels)) for v in range(wide)]
+    together = wide % 4 == 0 or (wide < 4 and out.strides[0] == wide * lanes)
 
-    def finished(value: "Value", channel: int, added: "Value | None") -> "Value":
+    def finished(p: int, v: int, added: "Value | None") -> "Value":
         def row(name: str, numbers: str) -> "Value":
-            return panel.shaped(*panel.strides, numbers=numbers).at(names.index(name), channel).load()
+            return panel.shaped(*panel.strides, numbers=numbers).at(names.index(name), v * lanes).load()
 
-        return finish(code, value, ending, row, added)
+        return finish(code, pixels[p][v], ending, row, added)
 
-    fours = len(sums) // 4 * 4 if place.numbers == "u8" else 0
-    for v in range(0, fours, 4):
-        channel = v * code.lanes
-        added = shortcut.at(channel).load_four() if shortcut else [None] * 4
-        values = [finished(sums[v + n], channel + n * code.lanes, added[n]) for n in range(4)]
-        place.at(channel).store_four(values)
-    for v in range(fours, len(sums)):
-        channel = v * code.lanes
-        place.at(channel).store(finished(sums[v], channel, shortcut.at(channel).load() if shortcut else None))
+    while places:
+        p, v = places[0]
+        place, added = out.at(p, v * lanes), shortcut.at(p, v * lanes) if shortcut else None
+        if out.numbers == "u8" and len(places) >= 4 and (together or wide - v >= 4):
+            four, places = places[:4], places[4:]
+            natural = v + 4 > wide // 4 * 4
+            others = added.load_four(natural=natural) if added else [None] * 4
+            values = [finished(*place_, other) for place_, other in zip(four, others, strict=True)]
+            place.store_four(values, natural=natural)
+        else:
+            places = places[1:]
+            place.store(finished(p, v, added.load() if added else None))

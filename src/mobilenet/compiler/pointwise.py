@@ -63,10 +63,8 @@ class Pointwise(Kernel):
                     ahead = matrix.ahead_of(parameters, size, rounds, pixel, self.high, self.ahead)
                 sums = matrix.tile(code, self.high, wide, [piece], self.inputs, parameters, ahead)
                 last = parameters.shaped(wide * code.lanes, 1).at(1 + self.inputs).shaped(wide * code.lanes, 1)
-                for p, row in enumerate(sums):
-                    place = code.sum(pixel, p), channel
-                    added = shortcut.at(*place) if self.adds else None
-                    matrix.store(code, row, self.ending, last, out.at(*place), added)
+                added = shortcut.at(pixel, channel).shaped(self.outputs, 1) if self.adds else None
+                matrix.store(code, sums, self.ending, last, out.at(pixel, channel).shaped(self.outputs, 1), added)
 
             code.tiles(code.begin, code.end, self.high, tile)
 

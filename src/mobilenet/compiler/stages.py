@@ -50,6 +50,11 @@ class Stage:
         """Bytes of a row of the output."""
         return self.pitch * SIZES[self.numbers]
 
+    @property
+    def size(self) -> int:
+        """Bytes of the whole output."""
+        return self.rows * self.bytes
+
     def needs(self, begin: int, end: int) -> tuple[int, int]:
         """Returns the rows of the input, first and after the last, that rows begin..end of the output are made from."""
         if self.reads_through:

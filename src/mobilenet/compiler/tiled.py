@@ -50,11 +50,11 @@ class Tiled(Pointwise):
                 pieces = [[source.at(code.sum(pixel, t * side)).shaped(self.stride, words)] for t in range(self.tall)]
                 multiply(code, pieces, self.inputs, self.depth, parameters, wide, scratch, side, ahead)
 
-                def pixels(p: "Index", sums: "list[Value]") -> None:
+                def pixels(p: "Index", sums: "list[list[Value]]") -> None:
                     place = code.sum(pixel, p), channel
-                    added = shortcut.at(*place) if self.adds else None
+                    added = shortcut.at(*place).shaped(self.outputs, 1) if self.adds else None
                     last = parameters.at(1 + self.inputs).shaped(wide * code.lanes, 1)
-                    matrix.store(code, sums, self.ending, last, out.at(*place), added)
+                    matrix.store(code, sums, self.ending, last, out.at(*place).shaped(self.outputs, 1), added)
 
                 for_pixels(code, scratch, self.numbers, self.high, wide, parameters, pixels)
 
@@ -94,8 +94,9 @@ class TiledConv(Conv):
                     pieces = [r.shaped(step).at(x).shaped(step, 4) for r in rows]
                     multiply(code, [pieces], self.words, self.depth, parameters, wide, scratch, self.high)
 
-                    def pixels(p: "Index", sums: "list[Value]") -> None:
-                        matrix.store(code, sums, self.ending, last, out.at(y, code.sum(x, p), channel))
+                    def pixels(p: "Index", sums: "list[list[Value]]") -> None:
+                        place = out.at(y, code.sum(x, p), channel).shaped(self.outputs, 1)
+                        matrix.store(code, sums, self.ending, last, place)
 
                     for_pixels(code, scratch, self.numbers, self.high, wide, parameters, pixels)
 
@@ -161,20 +162,20 @@ def for_pixels(
     high: int,
     wide: int,
     panel: "Pointer",
-    body: "Callable[[Index, list[Value]], None]",
+    body: "Callable[[Index, list[list[Value]]], None]",
 ) -> None:
-    """Calls the body for each pixel of a block with its number and its sums, bias included."""
+    """Calls the body for a few pixels of a block at a time, with the first one's number and the sums, bias included."""
     kind, join = ("i32", code.plus) if numbers == "u8" else ("f32", code.add)
     found, bias = (place.shaped(wide * code.lanes, 1, numbers=kind) for place in (scratch, panel))
+    channels = [v * code.lanes for v in range(wide)]
     unroll = next(count for count in (4, 3, 2, 1) if high % count == 0)
 
-    def pixels(first: "Index") -> None:
-        for n in range(unroll):
-            p = code.sum(first, n)
-            channels = [v * code.lanes for v in range(wide)]
-            body(p, [join(found.at(p, c).load(), bias.at(0, c).load()) for c in channels])
+    def some(first: "Index") -> None:
+        pixels = range(unroll)
+        sums = [[join(found.at(code.sum(first, n), c).load(), bias.at(0, c).load()) for c in channels] for n in pixels]
+        body(first, sums)
 
-    code.loop(0, high, unroll, pixels)
+    code.loop(0, high, unroll, some)
 
 
 def shape(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 
 from ..arch import STEM_CHANNELS, Conventions, Network, conventions, scale_channels, sources
@@ -23,6 +24,28 @@ def explain(network: Network, shapes: Shapes) -> str:
             return " and ".join(_differences(network, found))
         part = part or found
     return " and ".join(_differences(network, part)) if part else ""
+
+
+def find(network: Network, shapes: Shapes) -> Network | None:
+    """Returns the network that has exactly the tensors `shapes`, the one that differs least from `network`, or None.
+
+    It may differ in alpha, classes, channels, the top, and the conventions that decide names and widths.
+    """
+    return next((found for found in _candidates(network, shapes) if found.tensors == shapes), None)
+
+
+def nearest(network: Network, shapes: Shapes) -> Network:
+    """Returns the network with another alpha, classes or channels that shares most tensors with `shapes`."""
+    best, most = network, -1
+    stem, last = (shapes.get(f"{network.layers[n].name}.weight", ()) for n in (0, -1))
+    sizes = {"channels": stem[2]} if len(stem) == 4 else {}
+    sizes |= {"classes": last[-1]} if len(last) == 2 and network.include_top else {}
+    for alpha in (network.alpha, *_alphas(network, shapes)):
+        for found in _try(network, alpha=alpha, **sizes):
+            shared = len(shapes.items() & found.tensors.items())
+            if shared > most:
+                best, most = found, shared
+    return best
 
 
 def _differences(network: Network, other: Network) -> Iterator[str]:
@@ -79,11 +102,21 @@ def _width_rules(base: Network) -> list[Conventions]:
 
 
 def _alphas(base: Network, shapes: Shapes) -> list[float]:
-    """Returns the ratios of the widths to those of alpha 1, to two decimals: alpha is one if it has no more."""
+    """Returns the ratios of the widths to those of alpha 1, to two decimals: alpha is one if it has no more.
+
+    Multiples of 0.05, which people take, come first. Last comes the shortest number that `int(c * alpha)` allows: the
+    other rules round so coarsely that two decimals are enough.
+    """
     full = {
         name: shape[0] for found in _try(base, alpha=1.0) for name, shape in found.tensors.items() if len(shape) == 1
     }
-    return sorted({round(shapes[n][0] / full[n], 2) for n in full if shapes.get(n, (0,))[0] > 0} - {0.0})
+    if base.include_top:
+        full.pop(f"{base.layers[-1].name}.bias", None)
+    pairs = [(shapes[name][0], width) for name, width in full.items() if shapes.get(name, (0,))[0] > 0]
+    ratios = {round(width / one, 2) for width, one in pairs} - {0.0}
+    low, high = max((w / one for w, one in pairs), default=0), min(((w + 1) / one for w, one in pairs), default=0)
+    exact = [a for digits in range(3, 10) if low <= (a := math.ceil(low * 10**digits) / 10**digits) < high]
+    return sorted(ratios, key=lambda alpha: (round(alpha * 100) % 5 != 0, alpha)) + exact[:1]
 
 
 def _try(network: Network, **changes: object) -> Iterator[Network]:
