@@ -214,16 +214,16 @@ def test_pythons_lock_is_released_while_an_engine_runs() -> None:
         "from mobilenet.compiler import driver, native\n"
         "engine = mobilenet.create(mobilenet.v1(0.1, 32, 3)).compile(threads=1)\n"
         "code = engine._alone.marked()._code\n"
-        "counter = numpy.zeros(1, numpy.int64)\n"
-        "yields = native._yield_address()\n"
-        "table = numpy.array([[code.address[driver.WAIT], counter.ctypes.data, yields, 0, 0, 2, 100]], numpy.int64)\n"
-        "waiting = threading.Thread(target=code.function(driver.DRIVE), args=(table.ctypes.data, 1))\n"
+        "flags = numpy.array([0, 1, 0], numpy.int64)\n"  # the other's part is begun and not done
+        "job = [1, 2, flags.ctypes.data, native._yield_address(), 0, 0, 0, 0]\n"
+        "job = numpy.array(job, numpy.int64)\n"
+        "waiting = threading.Thread(target=code.function(driver.TOGETHER), args=(job.ctypes.data, 0))\n"
         "waiting.start()\n"
-        "while counter[0] == 0: pass\n"
+        "while flags[2] == 0: pass\n"
         "assert waiting.is_alive()\n"
-        "counter[0] += 1\n"
+        "flags[2] += 1\n"
         "waiting.join()\n"
-        "print(counter[0])"
+        "print(flags[2])"
     ).split() == ["2"]
 
 
@@ -278,10 +278,11 @@ def test_activations_take_the_memory_that_cost_predicts(network: Network) -> Non
     rounding = 64 * 8  # bytes: each buffer is whole cache lines
     assert 0 <= by_layer - counts.peak_memory - beside(network) < rounding
     fused = lower(network, target).arena
-    assert fused <= min(by_layer, counts.fused_peak_memory + 2 * schedule._CACHE + beside(network)) + rounding
-    # The stem and block 0 are one for the compiler: what is between them is never whole.
-    kept = max(block.memory for block in counts.blocks[2:])
-    assert fused >= kept
+    assert fused <= min(by_layer, counts.fused_peak_memory + 2 * schedule.CACHE + beside(network)) + rounding
+    # The stem and block 0 are one for the compiler, and blocks of V1 around a shortcut-free map: what is between them is
+    # never whole. Every other block of V2 has its input and output whole.
+    if network.family == "v2":
+        assert fused >= max(block.memory for block in counts.blocks[2:])
 
 
 @pytest.mark.parametrize(("precision", "size"), [("f32", 4), ("bf16", 2), ("int8", 1)])

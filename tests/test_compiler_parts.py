@@ -139,7 +139,7 @@ def module(text: str) -> bytes:
 @pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.name)
 def test_every_target_links_to_one_image(target: targets.Target) -> None:
     image, functions = build.build([KERNEL, replace(KERNEL, adds=True)], target, workers=1)
-    assert set(functions) == {"drive", "wait", "mark", repr(KERNEL), repr(replace(KERNEL, adds=True))}
+    assert set(functions) == {"drive", "together", "mark", repr(KERNEL), repr(replace(KERNEL, adds=True))}
     assert len(set(functions.values())) == 5
     assert all(0 <= offset < len(image) for offset in functions.values())
 

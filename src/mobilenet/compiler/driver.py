@@ -1,4 +1,4 @@
-"""What runs a plan, in LLVM's own language: the calls of a table one by one, and threads that wait for each other.
+"""What runs a plan, in LLVM's own language: the calls of a table one by one, and threads that share them.
 
 A table has a row for each call: the kernel's address, its four pointers, its two whole numbers.
 """
@@ -11,7 +11,8 @@ from .memory import ALIGNMENT
 from .targets import Target
 
 STEP_WORDS = 7
-DRIVE, WAIT, MARK = "drive", "wait", "mark"
+DRIVE, TOGETHER, MARK = "drive", "together", "mark"
+_SPINS = 500  # of some 50 ns
 
 _PAUSES = {
     "x86_64": ("declare void @llvm.x86.sse2.pause()", "call void @llvm.x86.sse2.pause()"),
@@ -30,18 +31,21 @@ _CLOCKS = {
 
 def modules(target: Target) -> dict[str, str]:
     """Returns the text of the module of each function, by its name."""
-    return {DRIVE: _drive(target), WAIT: _wait(target), MARK: _mark(target)}
+    return {
+        DRIVE: f'target triple = "{target.triple}"\n{_drive(DRIVE, "")}',
+        TOGETHER: _together(target),
+        MARK: _mark(target),
+    }
 
 
-def _drive(target: Target) -> str:
+def _drive(name: str, linkage: str) -> str:
     """Returns `void drive(steps, count)`, which makes the calls of a table, `STEP_WORDS` words each."""
     words = "\n".join(
         f"  %p{n} = getelementptr i64, ptr %step, i64 {n}\n  %w{n} = load {'ptr' if n < 5 else 'i64'}, ptr %p{n}"
         for n in range(STEP_WORDS)
     )
     return f"""
-target triple = "{target.triple}"
-define void @{DRIVE}(ptr %steps, i64 %count) nounwind {{
+define {linkage} void @{name}(ptr %steps, i64 %count) nounwind {{
   %end = getelementptr [{STEP_WORDS} x i64], ptr %steps, i64 %count
   br label %next
 next:
@@ -57,38 +61,86 @@ done:
 """
 
 
-def _wait(target: Target) -> str:
-    """Returns a step at which threads wait for each other: `void wait(counter, yield, -, -, arrivals, spins)`.
+def _together(target: Target) -> str:
+    """Returns `void together(job, me)`, by which threads do the stretches of a job, one after the other.
 
-    Each adds 1 to the counter and goes on when it has reached `arrivals`. A thread looks `spins` times before it begins
-    to offer its processor, by the system's function `yield`, to whatever else wants to run: layers take from 10 µs to
+    A job is the numbers of stretches and of threads, the address of as many flags as there are parts (stretches by
+    threads) and of as many counters as there are stretches, all 0 at first, that of the system's function `yield`, and
+    for each part its table and that table's length. In each stretch a thread does its own part, then whatever part no
+    other thread has begun: so nobody waits for a thread that is not there yet, only for one that has begun. It looks
+    `_SPINS` times before it begins to offer its processor to whatever else wants to run: a stretch takes from 10 µs to
     1 ms, and a thread that slept would take 50 µs to wake.
     """
     declaration, pause = _PAUSES[target.machine]
     return f"""
 target triple = "{target.triple}"
 {declaration}
-define void @{WAIT}(ptr %counter, ptr %yield, ptr %unused, ptr %none, i64 %arrivals, i64 %spins) nounwind {{
+{_drive("steps", "internal")}
+define void @{TOGETHER}(ptr %job, i64 %me) nounwind {{
+  %stretches = load i64, ptr %job
+  %threads.at = getelementptr i64, ptr %job, i64 1
+  %threads = load i64, ptr %threads.at
+  %flags.at = getelementptr i64, ptr %job, i64 2
+  %flags = load ptr, ptr %flags.at
+  %yield.at = getelementptr i64, ptr %job, i64 3
+  %yield = load ptr, ptr %yield.at
+  %parts = getelementptr i64, ptr %job, i64 4
+  %all = mul i64 %stretches, %threads
+  %counters = getelementptr i64, ptr %flags, i64 %all
+  br label %stretch
+stretch:
+  %s = phi i64 [ 0, %0 ], [ %s.next, %finished ]
+  %counter = getelementptr i64, ptr %counters, i64 %s
+  %first = mul i64 %s, %threads
+  br label %part
+part:
+  %n = phi i64 [ 0, %stretch ], [ %n.next, %after ]
+  %turn = add i64 %me, %n
+  %which = urem i64 %turn, %threads
+  %index = add i64 %first, %which
+  %flag = getelementptr i64, ptr %flags, i64 %index
+  %taken = atomicrmw xchg ptr %flag, i64 1 acq_rel
+  %free = icmp eq i64 %taken, 0
+  br i1 %free, label %mine, label %after
+mine:
+  %entry = getelementptr [2 x i64], ptr %parts, i64 %index
+  %table = load ptr, ptr %entry
+  %count.at = getelementptr i64, ptr %entry, i64 1
+  %count = load i64, ptr %count.at
+  %some = icmp ne i64 %count, 0
+  br i1 %some, label %work, label %arrive
+work:
+  call void @steps(ptr %table, i64 %count)
+  br label %arrive
+arrive:
   %before = atomicrmw add ptr %counter, i64 1 acq_rel
-  br label %look
+  br label %after
+after:
+  %n.next = add i64 %n, 1
+  %more = icmp ult i64 %n.next, %threads
+  br i1 %more, label %part, label %look
 look:
-  %n = phi i64 [ 0, %0 ], [ %following, %again ]
+  %looks = phi i64 [ 0, %after ], [ %looks.next, %again ]
   %now = load atomic i64, ptr %counter acquire, align 8
-  %all = icmp sge i64 %now, %arrivals
-  br i1 %all, label %done, label %not_all
-not_all:
-  %following = add i64 %n, 1
-  %early = icmp slt i64 %following, %spins
-  br i1 %early, label %early_on, label %later
-early_on:
+  %done = icmp uge i64 %now, %threads
+  br i1 %done, label %finished, label %wait
+wait:
+  %looks.next = add i64 %looks, 1
+  %early = icmp ult i64 %looks.next, {_SPINS}
+  br i1 %early, label %pause, label %offer
+pause:
   {pause}
   br label %again
-later:
+offer:
   %result = call i32 %yield()
   br label %again
 again:
   br label %look
-done:
+finished:
+  %s.next = add i64 %s, 1
+  %follows = icmp ult i64 %s.next, %stretches
+  br i1 %follows, label %stretch, label %end
+end:
   ret void
 }}
 """

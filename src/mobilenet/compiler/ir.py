@@ -254,12 +254,13 @@ class Code:
         zeros = ir.Constant(whole, None)
         loaded = [b.load(row.value, align=1, typ=whole) if row else zeros for row in rows]
         for first in range(0, len(rows), size):
-            x, y, *more = loaded[first : first + size]
+            x, y = loaded[first : first + 2]
             for high in (False, True):
                 pairs = self._zipped(x, y, high)
                 for upper in (False, True):
-                    if more:
-                        other = b.bitcast(self._zipped(*more, high), ir.VectorType(_I16, 2 * lanes))
+                    if size == 4:
+                        more = self._zipped(loaded[first + 2], loaded[first + 3], high)
+                        other = b.bitcast(more, ir.VectorType(_I16, 2 * lanes))
                         both = self._zipped(b.bitcast(pairs, ir.VectorType(_I16, 2 * lanes)), other, upper)
                     else:
                         both = self._zipped(pairs, zeros, upper)
@@ -285,8 +286,8 @@ class Code:
             return self._call(f"llvm.x86.{kind}.packuswb{end}", whole, *words)
         limits = self.whole_numbers(0), self.whole_numbers(255)
         narrow = [b.trunc(self.limited(value, *limits), ir.VectorType(_I8, lanes)) for value in values]
-        pairs = [self._joined(*narrow[n : n + 2], lanes) for n in (0, 2)]
-        return self._joined(*pairs, 2 * lanes)
+        pairs = [self._joined(narrow[n], narrow[n + 1], lanes) for n in (0, 2)]
+        return self._joined(pairs[0], pairs[1], 2 * lanes)
 
     def _joined(self, x: Value, y: Value, count: int) -> Value:
         indices = ir.Constant(ir.VectorType(_I32, 2 * count), list(range(2 * count)))

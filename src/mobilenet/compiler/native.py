@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import zip_longest
+from itertools import chain, pairwise, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +23,10 @@ from ..quantized import EXACT, largest_sums
 from ..runner import Runner
 from ..weights import Folded
 from . import store
-from .driver import DRIVE, MARK, WAIT
+from .driver import DRIVE, MARK, STEP_WORDS, TOGETHER
 from .kernel import SIZES, Floats, Kernel, Words
 from .loader import Code
 from .lower import Integers, Plan, Step, for_floats, lower
-from .memory import ALIGNMENT
 from .pack import aligned, pack
 from .targets import Target, choose
 
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from .profile import Profile
 
 PRECISIONS = ("f32", "bf16", "int8")
-_SPINS = 500  # of some 50 ns
 
 
 @dataclass(frozen=True)
@@ -172,10 +170,10 @@ class _Tapes:
 
 
 class _Tape:
-    """Is a plan with memory of its own, as tables of calls that the driver makes, one for each thread.
+    """Is a plan with memory of its own, as tables of calls that the driver makes.
 
     Attributes:
-        marks: if asked for, the clock's ticks before each step of each thread and after the last, of the last image.
+        marks: if asked for, the clock's ticks before each step of each part and after the last, of the last image.
     """
 
     def __init__(
@@ -186,14 +184,12 @@ class _Tape:
             pattern = np.array(fill.pattern, np.uint8)
             self._arena[fill.offset : fill.offset + fill.bytes] = np.resize(pattern, fill.bytes)
         self._weights, self._code = weights, code  # must live as long as their addresses are here
-        self._drive = code.function(DRIVE)
-        self._counter = aligned(ALIGNMENT).view(np.int64)
         bases = {"arena": self._arena.ctypes.data, "weights": weights.ctypes.data, "pixels": 0}
         self.marks = [np.zeros(len(part) + 1, np.int64) for part in plan.parts] if marked else []
-        self._tables = [
-            _Table(part, code, bases, self._counter, len(plan.parts), marks)
-            for part, marks in zip_longest(plan.parts, self.marks)
-        ]
+        self._tables = [_Table(part, code, bases, marks) for part, marks in zip_longest(plan.parts, self.marks)]
+        self._drive, self._together = code.function(DRIVE), code.function(TOGETHER)
+        self._flags = np.zeros((len(plan.parts) + 1) * (len(self._tables[0].edges) - 1), np.int64)
+        self._jobs = {bytes_: self._job(bytes_) for bytes_ in (True, False)} if len(plan.parts) > 1 else {}
         size = plan.stored.size * SIZES[plan.numbers]
         stored = self._arena[plan.result : plan.result + size].view(_KINDS[plan.numbers]).reshape(plan.stored)
         self._result = stored[..., : plan.network.layers[-1].output.channels]
@@ -201,14 +197,36 @@ class _Tape:
         self._helpers: ThreadPoolExecutor | None = None
         self._process = 0
 
+    def _job(self, bytes_: bool) -> NDArray[np.int64]:
+        """Returns what `driver.TOGETHER` takes, for pixels that are bytes or floats."""
+        stretches = [pairwise(table.edges) for table in self._tables]
+        parts = [
+            (table.rows[bytes_].ctypes.data + begin * table.rows[bytes_].strides[0], end - begin)
+            for column in zip(*stretches, strict=True)
+            for table, (begin, end) in zip(self._tables, column, strict=True)
+        ]
+        count = len(self._tables)
+        return np.array(
+            [len(parts) // count, count, self._flags.ctypes.data, _yield_address(), *chain(*parts)], np.int64
+        )
+
     def play(self, image: NDArray[Any], out: Floats) -> None:
         """Runs one image [height, width, channels] and writes the last layer's output."""
-        first, *others = (table.of(image) for table in self._tables)
-        self._counter[0] = 0
-        helping = [self._pool(len(others)).submit(self._drive, *other) for other in others]
-        self._drive(*first)
-        for help in helping:
-            help.result()
+        bytes_ = image.dtype == np.uint8
+        for table in self._tables:
+            table.read(image)
+        if self._jobs:
+            job = self._jobs[bytes_].ctypes.data
+            self._flags[:] = 0
+            helpers = range(1, len(self._tables))
+            helping = [self._pool(len(helpers)).submit(self._together, job, helper) for helper in helpers]
+            self._together(job, 0)
+            for help in helping:
+                if not help.cancel():  # what has not begun is not needed any more
+                    help.result()
+        else:
+            rows = self._tables[0].rows[bytes_]
+            self._drive(rows.ctypes.data, len(rows))
         out[...] = self._decode(self._result).reshape(out.shape)
 
     def _pool(self, helpers: int) -> ThreadPoolExecutor:
@@ -219,43 +237,41 @@ class _Tape:
 
 
 class _Table:
-    """Is one thread's calls; those that read pixels get their address when it is known."""
+    """Is one part's calls; those that read pixels get their address when it is known.
+
+    Attributes:
+        rows: a row for each call, for pixels that are bytes (True) or floats.
+        edges: where each stretch begins, at whose end all parts must be done, and where the last one ends.
+    """
 
     def __init__(
-        self,
-        steps: Sequence[Step | None],
-        code: Code,
-        bases: dict[str, int],
-        counter: NDArray[np.int64],
-        threads: int,
-        marks: NDArray[np.int64] | None,
+        self, steps: Sequence[Step | None], code: Code, bases: dict[str, int], marks: NDArray[np.int64] | None
     ) -> None:
-        waits = 0
         rows: list[list[int]] = []
         readers: list[tuple[int, Step]] = []
+        self.edges = [0]
         for number, step in enumerate(steps):
             if marks is not None:
                 rows.append(_mark(code, marks, number))
             if step is None:
-                waits += threads
-                rows.append([code.address[WAIT], counter.ctypes.data, _yield_address(), 0, 0, waits, _SPINS])
+                self.edges.append(len(rows))
                 continue
             if step.source.region == "pixels":
                 readers.append((len(rows), step))
             rows.append(_call(step, code.address[repr(step.kernel)], bases))
         if marks is not None:
             rows.append(_mark(code, marks, len(steps)))
+        if self.edges[-1] < len(rows) or len(self.edges) == 1:
+            self.edges.append(len(rows))
         self._readers = np.array([n for n, _ in readers], np.int64)
         self._offsets = np.array([step.source.offset for _, step in readers], np.int64)
-        self._bytes = np.array(rows, np.int64)
-        self._floats = self._bytes.copy()
-        self._floats[self._readers, 0] = [code.address[repr(for_floats(step.kernel))] for _, step in readers]
+        self.rows = {bytes_: np.array(rows, np.int64).reshape(-1, STEP_WORDS) for bytes_ in (True, False)}
+        self.rows[False][self._readers, 0] = [code.address[repr(for_floats(step.kernel))] for _, step in readers]
 
-    def of(self, image: NDArray[Any]) -> tuple[int, int]:
-        """Returns the address and the length of the table of an image's calls."""
-        table = self._bytes if image.dtype == np.uint8 else self._floats
-        table[self._readers, 2] = self._offsets * image.itemsize + image.ctypes.data
-        return table.ctypes.data, len(table)
+    def read(self, image: NDArray[Any]) -> None:
+        """Makes an image the one whose pixels are read."""
+        rows = self.rows[image.dtype == np.uint8]
+        rows[self._readers, 2] = self._offsets * image.itemsize + image.ctypes.data
 
 
 _KINDS: dict[str, Any] = {"f32": np.float32, "bf16": np.uint16, "u8": np.uint8}
