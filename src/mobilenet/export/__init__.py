@@ -62,6 +62,7 @@ class Format(NamedTuple):
 FORMATS: dict[str, Format] = {
     "onnx": Format("ONNX Runtime, OpenVINO", (".onnx",), ("pixels", "softmax", "check"), "checked.write_onnx"),
     "tflite": Format("LiteRT (TensorFlow Lite)", (".tflite",), ("softmax", "check"), "checked.write_tflite"),
+    "native": Format("C programs, browsers", (".o", ".so", ".wasm"), ("target", "symbol"), "native.export"),
 }
 
 
@@ -72,7 +73,8 @@ def export(model: Model, path: str | os.PathLike[str], format: str | None = None
         path: of the file.
         format: a key of `FORMATS`; None to tell it from the path's ending.
         options: `pixels` (onnx): the input is the photo's uint8 [N, height, width, channels], scaled in the graph;
-            `softmax`: the outputs are probabilities; `check=False` leaves out running the file.
+            `softmax`: the outputs are probabilities; `check=False` leaves out running the file; `target` (native): one
+            of `native.NAMES`; `symbol` (native): with which the C names begin.
 
     Raises:
         UsageError: names the format or option that is unknown.
