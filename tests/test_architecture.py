@@ -50,7 +50,7 @@ def test_every_import_is_a_declared_dependency() -> None:
 
     def names(requirements: list[str]) -> set[str]:
         found = {re.split(r"[<>=\[]", each)[0] for each in requirements}
-        return {{"pillow": "PIL"}.get(name, name) for name in found}
+        return {{"pillow": "PIL"}.get(name, name).replace("-", "_") for name in found}
 
     base = names(project["dependencies"])
     extras = project["optional-dependencies"]
@@ -61,11 +61,13 @@ def test_every_import_is_a_declared_dependency() -> None:
         "convert/keras_model.py": "keras",
         "convert/unpickle_child.py": "train",
         "convert/hub.py": "hub",
+        "compiler/emulator.py": "emulate",
     }
     for path in MODULES:
         place = path.relative_to(SOURCE).as_posix()
         extra = "train" if place.startswith("training/") else special.get(place)
         allowed = base | (names(extras[extra]) if extra else set())
+        allowed |= names(extras["onnx"] + extras["litert"]) if place == "export/checked.py" else set()
         assert imported(path) - set(sys.stdlib_module_names) <= allowed, place
 
 
@@ -74,14 +76,17 @@ def test_only_the_compiler_imports_llvmlite() -> None:
     assert users == {"compiler/build.py", "compiler/ir.py"}
 
 
-def test_importing_mobilenet_and_predicting_need_no_torch() -> None:
+def test_importing_mobilenet_and_predicting_need_neither_torch_nor_a_second_compilation() -> None:
     code = (
         "import sys, mobilenet; assert 'numpy' not in sys.modules\n"
         "import numpy; model = mobilenet.create(mobilenet.v2(0.1, 32, 3))\n"
         "model.predict(numpy.zeros((40, 50, 3), numpy.uint8)).top(2)\n"
-        "assert not {'torch', 'llvmlite'} & set(sys.modules)"
+        "print(*{'torch', 'llvmlite'} & set(sys.modules))"
     )
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+    command = [sys.executable, "-W", "error", "-c", code]
+    runs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    assert runs[0].strip() in ("llvmlite", "")  # another test may have compiled it
+    assert runs[1].strip() == ""
 
 
 def test_the_file_map_is_the_tree() -> None:

@@ -10,27 +10,28 @@ import numpy as np
 import pytest
 
 import mobilenet
-from compiler_tools import EPSILON, guarded_floats
+from compiler_tools import EPSILON, UNICORN, Machine, guarded_floats, machines, tape
 from members import DEEP, random_members
 from mobilenet import reference
 from mobilenet.arch import SCALINGS, Network, v1, v2
-from mobilenet.compiler import native, pack, store
+from mobilenet.compiler import build, native, pack, schedule, store
+from mobilenet.compiler.lower import lower
 from mobilenet.compiler.native import NativeEngine
-from mobilenet.compiler.targets import Target, runnable
+from mobilenet.compiler.targets import TARGETS, runnable
 from mobilenet.cost import cost
 from mobilenet.errors import UsageError
 from mobilenet.model import Model, create
+from mobilenet.weights import fold
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(store.ENVIRONMENT, str(tmp_path_factory.getbasetemp() / "code"))
+def _guarded(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (native, pack):
         monkeypatch.setattr(module, "aligned", guarded_floats)
 
 
-@pytest.fixture(params=runnable(), ids=lambda target: target.name)
-def target(request: pytest.FixtureRequest) -> Target:
+@pytest.fixture(params=machines(), ids=str)
+def machine(request: pytest.FixtureRequest) -> Machine:
     return request.param
 
 
@@ -59,18 +60,35 @@ def trained(network: Network, seed: int) -> Model:
     return model
 
 
+def run(model: Model, pixels: np.ndarray, machine: Machine, fuse: bool, threads: int = 1) -> np.ndarray:
+    """Returns logits; emulated if need be, where the engine itself can't be used."""
+    if machine.target in runnable():
+        return NativeEngine(model, threads, precision=machine.precision, target=machine.target.name, fuse=fuse)(pixels)
+    plan = lower(model.network, machine.target, precision=machine.precision, fuse=fuse, threads=threads)
+    scaling = model.preprocessing.mean, model.preprocessing.std
+    weights = pack.pack(plan, fold(model.network, model.tensors), *scaling)
+    played = tape(plan, *build.build(plan.kernels, machine.target), weights)
+    top = model.network.layers[-1]
+    shape = top.output if top.kind in ("conv", "pointwise") else top.output[2:]
+    out = np.full((len(pixels), *shape), np.nan, np.float32)
+    for image, row in zip(pixels, out, strict=True):
+        played.play(image, row)
+    return out
+
+
 def images(network: Network, count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, *network.input), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("number", range(200 if DEEP else 3))
-def test_random_members_give_the_references_logits(target: Target, number: int) -> None:
+def test_random_members_give_the_references_logits(machine: Machine, number: int) -> None:
     network = members()[number]
     model = trained(network, number)
     pixels = images(network, number % (33 if DEEP else 2) + 1, number)
     expected = reference.forward(network, model.tensors, pixels)
-    allowed = reference.tolerance(network, model.tensors, pixels, EPSILON) + EPSILON * np.abs(expected)
-    found = NativeEngine(model, 1, target=target.name, fuse=number % 2 == 0)(pixels)
+    allowed = reference.tolerance(network, model.tensors, pixels, EPSILON, storage=machine.storage)
+    allowed += max(EPSILON, machine.storage) * np.abs(expected)
+    found = run(model, pixels, machine, fuse=number % 2 == 0)
     assert found.dtype == np.float32
     assert found.shape == expected.shape
     assert (np.abs(found - expected) <= allowed).all()
@@ -98,6 +116,16 @@ def test_one_image_over_threads_is_the_same(threads: int) -> None:
         model = trained(network, threads)
         pixels = images(network, 1, threads)
         assert np.array_equal(NativeEngine(model, threads)(pixels), NativeEngine(model, 1)(pixels))
+
+
+@pytest.mark.skipif(not UNICORN, reason="needs unicorn")
+def test_one_image_over_threads_on_neon_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "CACHE", 1 << 14)  # so that small blocks are done in strips
+    model = trained(v1(0.1, (64, 70), 70), 0)
+    pixels = images(model.network, 1)
+    neon = Machine(TARGETS["neon"], "f32")
+    assert len(lower(model.network, neon.target, threads=3).parts[2]) > 2 * len(model.network.layers) + 9
+    assert np.array_equal(run(model, pixels, neon, True, 3), run(model, pixels, neon, True, 1))
 
 
 def test_an_engine_goes_on_in_a_fork() -> None:

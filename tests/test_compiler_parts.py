@@ -1,15 +1,22 @@
 """The compiler's parts by themselves: targets, schedule, memory, linking, the cache on disk, the loader."""
 
+import hashlib
 import os
 import random
 import stat
+import struct
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from members import random_members
 from mobilenet.arch import v1, v2
+from mobilenet.common import files
 from mobilenet.compiler import build, link, loader, schedule, store, targets
 from mobilenet.compiler.lower import lower
 from mobilenet.compiler.matrix import tile_shape
@@ -19,7 +26,7 @@ from mobilenet.compiler.stages import stages
 from mobilenet.compiler.targets import TARGETS, choose
 from mobilenet.errors import MobileNetError, UsageError
 
-KERNEL = Pointwise(5, 8, 32, 2, "relu6", False, 2, 2, 0)
+KERNEL = Pointwise("f32", 5, 8, 32, 2, "relu6", False, 2, 2, 0)
 
 # Its block 0 adds the stem's output, which must therefore be kept whole.
 NARROW = v2(0.05, (500, 480), conventions="torchvision")
@@ -37,7 +44,9 @@ def test_a_target_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(targets.ENVIRONMENT, target.name)
         assert choose() == target
     monkeypatch.setenv(targets.ENVIRONMENT, "mmx")
-    with pytest.raises(UsageError, match="MOBILENET_TARGET: got 'mmx', needed one of avx512, avx2, sse, neon"):
+    with pytest.raises(
+        UsageError, match=r"MOBILENET_TARGET: got 'mmx', needed one of amx, .*avx512, avxvnni, avx2, sse, neon"
+    ):
         choose()
 
 
@@ -71,7 +80,7 @@ def test_every_row_is_computed_once_and_read_while_it_is_kept() -> None:
     fused = 0
     for network in (v2(1.0, (224, 190)), v1(0.5, 224), v2(1.0, 160, separable=False), NARROW, *random_members(5, 10)):
         for threads in (1, 2, 3):
-            for group in schedule.groups(stages(network, 16), threads=threads):
+            for group in schedule.groups(stages(network, TARGETS["avx512"], "f32"), threads=threads):
                 fused += len(group.stages) > 1
                 added = {layer.adds for layer in network.layers}
                 assert not any(stage.layer.name in added and not stage.scales for stage in group.stages[:-1])
@@ -130,8 +139,8 @@ def module(text: str) -> bytes:
 @pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.name)
 def test_every_target_links_to_one_image(target: targets.Target) -> None:
     image, functions = build.build([KERNEL, replace(KERNEL, adds=True)], target, workers=1)
-    assert set(functions) == {"drive", "wait", repr(KERNEL), repr(replace(KERNEL, adds=True))}
-    assert len(set(functions.values())) == 4
+    assert set(functions) == {"drive", "together", "mark", repr(KERNEL), repr(replace(KERNEL, adds=True))}
+    assert len(set(functions.values())) == 5
     assert all(0 <= offset < len(image) for offset in functions.values())
 
 
@@ -184,7 +193,11 @@ IMAGE = (b"code" * 100, {"a": 0, "b": 17})
 def test_code_is_kept_and_private(tmp_path: Path) -> None:
     where = tmp_path / "x" / "code"
     assert store.read("k", where) is None
-    assert store.write("k", IMAGE, where)
+    before = os.umask(0)
+    try:
+        assert store.write("k", IMAGE, where) == where / "k"
+    finally:
+        os.umask(before)
     assert store.read("k", where) == IMAGE
     assert stat.S_IMODE(where.stat().st_mode) == 0o700
     assert stat.S_IMODE((where / "k").stat().st_mode) == 0o600
@@ -200,6 +213,9 @@ def test_code_that_is_not_as_it_was_written_is_not_used(tmp_path: Path) -> None:
     for size in (0, 31, 32, 39, len(whole) - 1):
         (where / "k").write_bytes(whole[:size])
         assert store.read("k", where) is None
+    for rest in (b"", b"\xff" * 8, bytes(8), struct.pack("<Q", 2) + b"[]"):  # a hash that is right, and no header
+        (where / "k").write_bytes(hashlib.sha256(rest).digest() + rest)
+        assert store.read("k", where) is None
 
 
 def test_code_that_others_could_have_written_is_not_used(tmp_path: Path) -> None:
@@ -211,15 +227,79 @@ def test_code_that_others_could_have_written_is_not_used(tmp_path: Path) -> None
     assert store.read("k", where) == IMAGE
     where.chmod(0o777)
     assert store.read("k", where) is None
-    assert not store.write("other", IMAGE, where)
+    with pytest.raises(MobileNetError, match="can be written by others; set MOBILENET_CODE"):
+        store.write("other", IMAGE, where)
     where.chmod(0o700)
     (where / "link").symlink_to(where / "k")
     assert store.read("link", where) is None
+    os.mkfifo(where / "pipe", 0o600)
+    assert store.read("pipe", where) is None
 
 
-def test_a_cache_that_can_not_be_written_is_no_error(tmp_path: Path) -> None:
+def test_a_file_swapped_while_it_is_read_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was checked is what is run: a file of another's put in the place of ours is never looked at."""
+    where = tmp_path / "code"
+    store.write("k", IMAGE, where)
+    honest = store.read_opened
+
+    def swapped(descriptor: int, limit: int, path: Path) -> bytes:
+        (where / "other").write_bytes(b"evil" * 500)
+        (where / "other").chmod(0o666)
+        os.replace(where / "other", where / "k")
+        return honest(descriptor, limit, path)
+
+    monkeypatch.setattr(store, "read_opened", swapped)
+    assert store.read("k", where) == IMAGE
+    assert store.read("k", where) is None
+
+
+def test_code_of_another_llvmlite_is_not_used_and_without_one_any_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert store._llvmlite() == f"llvmlite-{metadata.version('llvmlite')}.dist-info"
+    store.write("k", IMAGE, tmp_path / "code")
+    monkeypatch.setattr(store, "_llvmlite", lambda: "llvmlite-9.dist-info")
+    assert store.read("k", tmp_path / "code") is None
+    monkeypatch.undo()
+    monkeypatch.setattr(store.util, "find_spec", lambda name: None)
+    store._llvmlite.cache_clear()
+    assert store.read("k", tmp_path / "code") == IMAGE
+    store._llvmlite.cache_clear()
+
+
+def test_code_not_used_for_long_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = tmp_path / "code"
+    names = [f"{n:064x}" for n in range(4)]
+    size = store.write(names[0], IMAGE, where).stat().st_size
+    monkeypatch.setattr(store, "LIMIT", 3 * size)
+    (where / "notes.txt").write_text("mine")
+    for name, age in ((f".{'0' * 16}.tmp", 10_000), (f".{'1' * 16}.tmp", 10)):
+        (where / name).write_text("")
+        os.utime(where / name, (time.time() - age,) * 2)
+    for days, name in enumerate(names[1:3], 1):
+        store.write(name, IMAGE, where)
+        os.utime(where / name, (time.time() - 90_000 * days,) * 2)
+    assert store.read(names[2], where) == IMAGE  # used now: the other one is older
+    store.write(names[3], IMAGE, where)
+    assert sorted(os.listdir(where)) == sorted([f".{'1' * 16}.tmp", names[0], names[2], names[3], "notes.txt"])
+
+
+def test_a_cache_that_can_not_be_written_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
-    assert not store.write("k", IMAGE, tmp_path / "file")
+    with pytest.raises(MobileNetError, match="file: can't be made: File exists"):
+        store.write("k", IMAGE, tmp_path / "file")
+    monkeypatch.setattr(files.os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "disk full")))
+    with pytest.raises(MobileNetError, match="disk full"):
+        store.write("k", IMAGE, tmp_path / "code")
+    assert os.listdir(tmp_path / "code") == []
+
+
+def test_processes_that_compile_the_same_leave_one_whole_file(tmp_path: Path) -> None:
+    where = tmp_path / "code"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: store.write("k", IMAGE, where), range(40)))
+    assert store.read("k", where) == IMAGE
+    assert os.listdir(where) == ["k"]
 
 
 def test_the_key_is_of_everything_the_code_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,11 +317,26 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     assert store.folder() == tmp_path / "mobilenet" / "code"
     monkeypatch.setenv(store.ENVIRONMENT, "/elsewhere")
     assert store.folder() == Path("/elsewhere")
+    monkeypatch.delenv(store.ENVIRONMENT)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert store.folder() == Path.home() / ".cache" / "mobilenet" / "code"
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 987654)  # as in a container that runs as a user it does not know
+    assert store.read("k") is None
+    with pytest.raises(MobileNetError, match="set MOBILENET_CODE"):
+        store.folder()
 
 
 def test_a_function_outside_the_image_is_refused() -> None:
     with pytest.raises(MobileNetError, match="'b' is outside of its 400 bytes"):
         loader.Code(IMAGE[0], {"a": 0, "b": 400})
+
+
+def test_a_system_that_lets_no_new_code_run_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing = SimpleNamespace(mprotect=lambda *_: -1)
+    monkeypatch.setattr(loader.ctypes, "CDLL", lambda *_, **__: refusing)
+    with pytest.raises(MobileNetError, match=r"does not let it run: .*MOBILENET_TARGET=numpy runs without"):
+        loader.Code(*IMAGE)
 
 
 def test_code_is_never_writable_and_executable() -> None:

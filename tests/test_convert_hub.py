@@ -183,7 +183,7 @@ def test_hashes_by_name(tmp_path: Path) -> None:
     data = tensors_file.encode({})
     for name in (hashlib.sha256(data).hexdigest(), hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()):
         hub._check(put(tmp_path / name, {}))
-    with pytest.raises(ModelError, match="damaged: its hash is .*; remove it and it is fetched anew"):
+    with pytest.raises(ModelError, match=r"damaged: its hash is .*; remove it and it is fetched anew"):
         hub._check(put(tmp_path / ("0" * 64), {}))
     with pytest.raises(ModelError, match="the cache does not tell its hash"):
         hub._check(put(tmp_path / "name", {}))

@@ -8,11 +8,11 @@ from PIL import Image
 from mobilenet import photos
 from mobilenet.arch import v1
 from mobilenet.data import dataset as datasets
-from mobilenet.engine import Engine
 from mobilenet.errors import DatasetError, ModelError, UsageError
 from mobilenet.evaluation.evaluate import evaluate
 from mobilenet.model import Model, create
 from mobilenet.photos.preprocessing import Preprocessing
+from mobilenet.runner import Runner, runner
 
 LABELS = ("ant", "bee", "cat")
 
@@ -47,7 +47,7 @@ def test_results_are_the_engines_answers_in_the_order_of_the_data(model, tmp_pat
     assert [result.path for result in found.results] == sorted(f"test/{c}/{n}.png" for c, n in [
         *(("ant", n) for n in range(3)), *(("bee", n) for n in range(4)), *(("cat", n) for n in range(5))
     ])  # fmt: skip
-    engine = Engine(model)
+    engine = runner(model)
     for result in found.results:
         assert LABELS[result.label] == result.path.split("/")[1]
         logits = engine(photos.pixels(root / result.path, model.preprocessing)[None])[0]
@@ -159,6 +159,6 @@ def test_arguments_outside_their_rule_are_refused(model, tmp_path):
 
 def test_an_answer_that_is_not_finite_names_the_photo(model, tmp_path, monkeypatch):
     root = fill(tmp_path, {"ant": 2, "bee": 2})
-    monkeypatch.setattr(Engine, "__call__", lambda self, pixels: np.full((len(pixels), 3), np.nan, np.float32))
+    monkeypatch.setattr(Runner, "__call__", lambda self, pixels: np.full((len(pixels), 3), np.nan, np.float32))
     with pytest.raises(ModelError, match=r"answer for ant/0\.png is not finite"):
         evaluate(model, root, split="all")

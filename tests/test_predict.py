@@ -13,11 +13,11 @@ from PIL import Image
 import mobilenet.evaluation.predict as predict
 from mobilenet import photos
 from mobilenet.arch import v1
-from mobilenet.engine import Engine
 from mobilenet.errors import DataError, PhotoError, UsageError
 from mobilenet.evaluation.predict import Row, batches, photo_paths, predict_paths, write_rows
 from mobilenet.model import Model
 from mobilenet.photos.preprocessing import Preprocessing
+from mobilenet.runner import Runner, runner
 from mobilenet.weights import initial
 
 LABELS = ("cat", "dog", "fish, raw", "bird", "bee", "ox")
@@ -180,7 +180,7 @@ def test_rows_hold_the_likeliest_labels_of_the_engine(here, model):
     names = [photo(f"{n}.png", seed=n) for n in range(5)]
     rows = list(predict_paths(model, names, top=3, batch_size=2))
     assert [row.path for row in rows] == names
-    engine = Engine(model)
+    engine = runner(model)
     for row in rows:
         logits = engine(photos.pixels(row.path, model.preprocessing)[None])[0].astype(np.float64)
         shares = np.exp(logits) / np.exp(logits).sum()
@@ -240,7 +240,7 @@ def test_a_folder_that_vanishes_is_an_error_row(here, model, monkeypatch):
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_an_answer_that_is_not_finite_is_an_error_row(here, model, bad, monkeypatch):
     answers = iter([[0, 0, 0, 0, 0, 1], [0, 0, bad, 0, 0, 0]])
-    monkeypatch.setattr(Engine, "__call__", lambda self, pixels: np.array([next(answers) for _ in pixels], np.float32))
+    monkeypatch.setattr(Runner, "__call__", lambda self, pixels: np.array([next(answers) for _ in pixels], np.float32))
     rows = list(predict_paths(model, [photo("a.png"), photo("b.png")], top=1))
     assert rows[0].predictions[0][0] == "ox"
     assert rows[1].error == "the model's answer is not finite; are its weights whole?"

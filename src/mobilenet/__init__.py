@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from .errors import ModelError as ModelError
     from .errors import PhotoError as PhotoError
     from .errors import UsageError as UsageError
+    from .export import Exported as Exported
+    from .export import export as export
     from .model import MobileNet as MobileNet
     from .model import MobileNetV2 as MobileNetV2
     from .model import Model as Model
@@ -62,6 +64,7 @@ _HOMES = {
         "PhotoError",
         "UsageError",
     ),
+    "export": ("Exported", "export"),
     "model": ("MobileNet", "MobileNetV2", "Model", "Prediction", "create", "load"),
     "photos.preprocessing": ("Preprocessing",),
 }

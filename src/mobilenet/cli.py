@@ -6,12 +6,12 @@ what it needs, so that `cost` starts without numpy and `predict` without torch.
 """
 
 import argparse
+import dataclasses
 import io
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from .errors import GateError, MobileNetError, UsageError
 Arguments = argparse.Namespace
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Command:
     """Is one subcommand: its line of help, an example, its arguments, and its handler, which returns an exit code."""
 
@@ -313,10 +313,128 @@ def _import(args: Arguments) -> int:
     return 0
 
 
+# -------------------------------------------------------------------------------------------------------- quantize
+
+
+def _quantize_arguments(parser: argparse.ArgumentParser) -> None:
+    from .quantization.ranges import METHODS
+
+    parser.add_argument("model", type=Path, help="model folder, float32")
+    parser.add_argument("--photos", type=Path, required=True, help="folder of what it will see; labels are not needed")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="model folder to make, int8")
+    parser.add_argument("--count", type=int, metavar="N", help="photos to measure on (default 48, more of small ones)")
+    parser.add_argument("--ranges", choices=METHODS, default=METHODS[-1], help="how to choose them (default mse)")
+    parser.add_argument("--equalise", action="store_true", help="scale channels to similar ranges first")
+
+
+def _quantize(args: Arguments) -> int:
+    from .model import load
+    from .quantization.comparison import compare
+    from .quantization.quantize import quantize
+    from .quantization.sweep import Choices
+
+    if args.output.resolve() == args.model.resolve():
+        raise UsageError(f"output: {args.output} is the float32 model, which would be lost; choose another folder")
+    model = load(args.model)
+    choices = Choices(args.ranges, equalise=args.equalise)
+    made = quantize(model, args.photos, choices, count=args.count, progress=_progress("quantising"))
+    made.model.save(args.output)
+    found = compare(model, made, args.photos, progress=_progress("comparing"))
+    _emit(args, {"model": str(args.output), "measured_on": len(made.paths), **found.to_dict()}, str(found))
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------------- export
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    from .export import FORMATS
+
+    parser.add_argument("model", type=Path, help="model folder")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="file to write")
+    parser.add_argument("--format", choices=tuple(FORMATS), help="default: told by the file's ending")
+    # An option that is not given is not passed on: each format has its own.
+    absent = argparse.SUPPRESS
+    parser.add_argument("--pixels", action="store_true", default=absent, help="onnx: the input is the photo's uint8")
+    parser.add_argument("--softmax", action="store_true", default=absent, help="the outputs are probabilities")
+    parser.add_argument(
+        "--no-check", dest="check", action="store_false", default=absent, help="don't run it in its own runtime"
+    )
+    targets = "host, aarch64, android-aarch64, armv7, cortex-m, riscv64, wasm, …"
+    parser.add_argument("--target", default=absent, help=f"native: what it is for, {targets}")
+    parser.add_argument("--symbol", default=absent, help="native: with which the C names begin (default mobilenet)")
+
+
+def _export(args: Arguments) -> int:
+    from .export import export
+    from .model import load
+
+    options = {
+        name: getattr(args, name) for name in ("pixels", "softmax", "check", "target", "symbol") if hasattr(args, name)
+    }
+    written = export(load(args.model), args.output, args.format, **options)
+    _emit(args, written.to_dict(), str(written))
+    return 0
+
+
 def _progress(what: str) -> Callable[[int, int], None]:
     from .common.progress import counter
 
     return counter(what)
+
+
+# --------------------------------------------------------------------------------------------------- compile, bench
+
+
+def _compile_arguments(parser: argparse.ArgumentParser) -> None:
+    from .compiler.targets import TARGETS
+
+    parser.add_argument("model", type=Path, help="model folder")
+    parser.add_argument("--precision", help="f32, bf16, or int8 of a quantised model (default what its weights are)")
+    parser.add_argument("--threads", type=int, help="of the engine, as it will run (default one a processor)")
+    parser.add_argument("--target", choices=TARGETS, help="instruction set (default the best that runs here)")
+
+
+def _compile(args: Arguments) -> int:
+    from .common.text import bytes_text
+    from .model import load
+
+    model = load(args.model)
+    engine = model.compile(args.precision, args.threads, args.target)
+    made = engine.made
+    if made.kept is None:
+        raise MobileNetError("the code is compiled and can't be kept, see above")
+    document = {**dataclasses.asdict(made), "kept": str(made.kept), "threads": engine.threads}
+    text = (
+        f"{model.network}, {made.precision}, {made.target}, threads: {engine.threads}\n"
+        f"{made.kernels} kernels, {bytes_text(made.code)} of code in {made.kept}\n"
+        f"{bytes_text(made.weights)} of packed weights, {bytes_text(made.arena)} of activations, "
+        f"{made.seconds:.2f} s"
+    )
+    _emit(args, document, text)
+    return 0
+
+
+def _bench_arguments(parser: argparse.ArgumentParser) -> None:
+    _compile_arguments(parser)
+    parser.add_argument("--seconds", type=float, default=2.0, help="to measure for (default 2)")
+    parser.add_argument(
+        "--picture", type=Path, metavar="SVG", help="where the roofline goes (default MODEL/roofline.svg)"
+    )
+    parser.add_argument("--no-picture", action="store_true", help="figures only")
+
+
+def _bench(args: Arguments) -> int:
+    from .common.files import write_atomic
+    from .compiler.roofline import picture
+    from .model import load
+
+    found = load(args.model).compile(args.precision, args.threads, args.target).profile(seconds=args.seconds)
+    path = None if args.no_picture else args.picture or args.model / "roofline.svg"
+    if path:
+        write_atomic(path, picture(found).encode())
+    _emit(args, found.to_dict() | {"picture": path and str(path)}, f"{found}" + (f"\nroofline: {path}" if path else ""))
+    return 0
 
 
 # ----------------------------------------------------------------------------------------------------- demo, doctor
@@ -381,10 +499,34 @@ COMMANDS = {
         _predict,
     ),
     "import": Command(
-        "make a model of another program's MobileNet: Keras, torchvision, timm, transformers, …",
+        "make a model of another program's MobileNet: Keras, torchvision, timm, TFLite, …",
         "mobilenet import mobilenet_v2.h5 -o my-model",
         _import_arguments,
         _import,
+    ),
+    "quantize": Command(
+        "make the int8 model of a model, and measure what it costs",
+        "mobilenet quantize flowers-model --photos flowers/ -o flowers-int8",
+        _quantize_arguments,
+        _quantize,
+    ),
+    "compile": Command(
+        "compile a model ahead of time, so that the first prediction need not",
+        "mobilenet compile flowers-model",
+        _compile_arguments,
+        _compile,
+    ),
+    "bench": Command(
+        "measure a compiled model layer by layer, beside what the machine can do",
+        "mobilenet bench flowers-model --threads 1",
+        _bench_arguments,
+        _bench,
+    ),
+    "export": Command(
+        "write a model as another runtime's file (ONNX, TFLite), run there and compared first, or another library's",
+        "mobilenet export flowers-model -o flowers.onnx",
+        _export_arguments,
+        _export,
     ),
     "demo": Command(
         "train, evaluate and predict on the handwritten digits that come with the package",

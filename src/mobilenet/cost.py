@@ -10,6 +10,11 @@ input, its output and a shortcut that waits to be added are live; batch norm, ac
 block's input and output are live (V2 paper, section 5.1; the slice of the inside in work, which an implementation may
 make as small as it likes, is not counted). That is a gain for V2, whose blocks are widest inside; a strided block of
 V1 needs more, since layer by layer its input is gone before its output is made.
+
+The compiled engine's memory plan has both. Computed layer by layer it needs the first figure exactly, and beside it the
+scaled image, a row of zeros and what fills channels up to whole vectors. As it is run, a block takes its input, its
+output and at most 1 MiB in work: rows of its inside, or the inside where that is small; the stem is one with block 0.
+A test compares them.
 """
 
 import math

@@ -17,25 +17,20 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from .arch import Layer, Network, Pads, Shape
-from .common.checks import integer
-from .common.parallel import processors
-from .errors import UsageError
+from .integer import IntegerNetwork
+from .runner import Floats, Runner
 from .storage.tensors_file import Tensors
 from .weights import fold
 
 if TYPE_CHECKING:
     from .model import Model
 
-Floats = NDArray[np.float32]
 _BAND = 1 << 16  # floats, 256 KiB: half of the smallest L2 cache of today's servers
 _NO_PADS: Pads = ((0, 0), (0, 0))
 
 
-class Engine:
-    """Computes logits from pixels; may be called from several threads at once.
-
-    An image's logits do not depend on the batch it comes in, nor on `threads`.
-    """
+class Engine(Runner):
+    """Is the engine in numpy alone: slower than `Model.compile`, on any machine, with nothing to compile."""
 
     def __init__(self, model: "Model", threads: int | None = None) -> None:
         """Prepares a model's weights; later changes of the model do not reach this engine.
@@ -47,47 +42,25 @@ class Engine:
         Raises:
             UsageError: names `threads`, its value and the rule.
         """
-        if threads is None:
-            threads = processors()
-        integer("threads", threads, 1, 1024)
-        self.network: Network = model.network
-        self.threads = threads
-        self._folded = fold(model.network, model.tensors)
+        super().__init__(model.network, threads)
+        self._integer = IntegerNetwork(model.network, dict(model.tensors)) if model.precision == "int8" else None
+        self._folded = {} if self._integer else fold(model.network, model.tensors)
         self._scaling = model.preprocessing.mean, model.preprocessing.std
         self._idle: list[_Tape] = []  # list's append and pop are atomic
 
-    def __call__(self, pixels: NDArray[np.uint8] | Floats) -> Floats:
-        """Returns the logits of a batch, float32 [N, classes]; without the top [N, height, width, channels] or, pooled,
-        [N, channels].
-
-        Args:
-            pixels: uint8 or float32 [N, height, width, channels], values 0..255; N may be 0.
-
-        Raises:
-            UsageError: says which type and shape was given and which is needed.
-        """  # fmt: skip
-        self._check(pixels)
-        last = self.network.layers[-1]
-        shape = tuple(last.output) if last.kind not in ("dense", "average_pool", "max_pool") else last.output[2:]
-        logits = np.empty((len(pixels), *shape), np.float32)
-        workers = min(self.threads, len(pixels))
+    def _run(self, images: NDArray[Any], logits: Floats) -> None:
+        workers = min(self.threads, len(images))
         if workers > 1:
             with ThreadPoolExecutor(workers) as pool:
-                list(pool.map(self._run, pixels, logits))
+                list(pool.map(self._play, images, logits))
         else:
-            for image, out in zip(pixels, logits, strict=True):
-                self._run(image, out)
-        return logits
+            for image, out in zip(images, logits, strict=True):
+                self._play(image, out)
 
-    def _check(self, pixels: object) -> None:
-        needed = f"needed uint8 or float32 [N, {', '.join(map(str, self.network.input))}], values 0..255"
-        if not isinstance(pixels, np.ndarray):
-            raise UsageError(f"pixels: got {type(pixels).__name__}, {needed}")
-        if pixels.dtype not in (np.uint8, np.float32) or pixels.shape[1:] != self.network.input:
-            one = "; one image alone is pixels[None]" if pixels.shape == self.network.input else ""
-            raise UsageError(f"pixels: got {pixels.dtype} {list(pixels.shape)}, {needed}{one}")
-
-    def _run(self, image: NDArray[Any], out: Floats) -> None:
+    def _play(self, image: NDArray[Any], out: Floats) -> None:
+        if self._integer:
+            out[...] = self._integer(image[np.newaxis])[0].reshape(out.shape)
+            return
         try:
             tape = self._idle.pop()
         except IndexError:

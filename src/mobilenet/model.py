@@ -5,23 +5,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from . import notes as listing
 from . import photos
 from .arch import SCALINGS, Network, v1, v2
-from .common.checks import integer, short
-from .engine import Engine, Floats
+from .common.checks import choice, integer, short
 from .errors import UsageError
 from .photos.preprocessing import Preprocessing
-from .storage import folder, transfer
-from .storage.folder import Stored
-from .storage.transfer import Transfer
-from .weights import check, initial
+from .runner import Floats, Runner, runner
+from .storage import folder
+from .storage.folder import Precision, Stored
+from .weights import initial
+
+if TYPE_CHECKING:
+    from .compiler.native import NativeEngine
+    from .storage.transfer import Transfer
+
+if TYPE_CHECKING:
+    from .compiler.native import NativeEngine
+    from .storage.transfer import Transfer
 
 PUBLISHED = "imagenet/"  # what names of published weights begin with
 _BATCH = 32  # photos whose pixels are in memory at a time
@@ -59,33 +65,39 @@ class Model:
 
     Attributes:
         network: the architecture.
-        tensors: by name as `network.tensors` lists them, float32; batch norm is not folded in.
+        tensors: by name as `network.tensors` lists them, float32; batch norm is not folded in. Of an int8 model
+            those of `quantized.specs`.
         labels: one for each class, "0", "1", … if none were given; none without the top.
         preprocessing: how a photo becomes the network's input.
         notes: facts of the run that made the model: section -> fact -> value, plain data.
+        precision: "f32" or "int8".
     """
 
     def __init__(
         self,
         network: Network,
-        tensors: Mapping[str, NDArray[np.float32]],
+        tensors: Mapping[str, NDArray[Any]],
         labels: Sequence[str] | None = None,
         preprocessing: Preprocessing | None = None,
         notes: Mapping[str, Any] | None = None,
+        precision: Precision = "f32",
     ) -> None:
         """Checks that the parts fit each other.
 
         Args:
             network: the architecture.
-            tensors: exactly those of `network.tensors`.
+            tensors: exactly those of `network.tensors`, or of `quantized.specs` for int8.
             labels: one for each class; None for numbers.
             preprocessing: None for the network's usual one, `usual_preprocessing`.
             notes: facts of the run, for the model card.
+            precision: "f32" or "int8".
 
         Raises:
+            UsageError: another precision.
             ModelError: names the tensor, label or size that does not fit, what it is and what is needed.
         """
-        check(network, tensors, allow_nonfinite=True)
+        choice("precision", precision, get_args(Precision))
+        folder.check_tensors(network, tensors, precision, allow_nonfinite=True)
         labels = None if labels is None else tuple(labels)
         folder.check_labels(network, labels)
         preprocessing = preprocessing or usual_preprocessing(network)
@@ -94,6 +106,7 @@ class Model:
         self.tensors = dict(tensors)
         self.preprocessing = preprocessing
         self.notes = dict(notes or {})
+        self.precision = precision
         self._labels = labels
 
     @cached_property
@@ -104,7 +117,8 @@ class Model:
         return tuple(map(str, range(self.network.classes))) if self.network.include_top else ()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.network}>"
+        int8 = " int8" if self.precision == "int8" else ""
+        return f"<{type(self).__name__} {self.network}{int8}>"
 
     def save(self, path: str | os.PathLike[str], *, allow_nonfinite: bool = False) -> None:
         """Writes the model folder `path`, whole or not at all; see docs/model-folder.md.
@@ -114,12 +128,34 @@ class Model:
                 the folder that holds files of something else.
             MobileNetError: names the file that could not be written, and why.
         """
-        stored = Stored(self.network, self.tensors, self._labels, self.preprocessing, self.notes)
+        stored = Stored(self.network, self.tensors, self._labels, self.preprocessing, self.notes, self.precision)
         folder.save(path, stored, allow_nonfinite=allow_nonfinite)
+
+    def compile(
+        self, precision: str | None = None, threads: int | None = None, target: str | None = None
+    ) -> "NativeEngine":
+        """Returns this model as machine code; compiled at first, then taken from the cache on disk.
+
+        Args:
+            precision: "f32", "bf16", or "int8" of a quantised model; None for what the weights are.
+            threads: over which a batch's images, or one image's rows and channels, are split, from 1 to 1024; None for
+                one a processor.
+            target: the instruction set, a name of `compiler.targets.TARGETS`; None for `MOBILENET_TARGET` or the best
+                that runs here.
+
+        Raises:
+            UsageError: names the argument, its value and the rule.
+            MobileNetError: compiling for the first time needs llvmlite, and it is not installed.
+        """
+        from .compiler.native import NativeEngine
+
+        return NativeEngine(self, threads, precision=precision, target=target)
 
     def summary(self) -> str:
         """Returns the layers as the source notes' Keras listing names them, with parameters and multiply-adds."""
-        return listing.text(self.network)
+        from . import notes
+
+        return notes.text(self.network)
 
     @overload
     def predict(self, source: Path | str | bytes | Image) -> Prediction: ...
@@ -150,10 +186,10 @@ class Model:
         for begin in range(0, len(sources), _BATCH):
             pixels = [self._pixels(item) for item in sources[begin : begin + _BATCH]]
             # A float image in the batch makes all of it float; the values are the same.
-            found += [Prediction(_softmax(row), self.labels) for row in self._engine(np.stack(pixels))]
+            found += [Prediction(softmax(row), self.labels) for row in self._engine(np.stack(pixels))]
         return found if several else found[0]
 
-    def load_weights(self, path: str | os.PathLike[str], by_name: bool = True) -> Transfer:
+    def load_weights(self, path: str | os.PathLike[str], by_name: bool = True) -> "Transfer":
         """Takes over weights from a model folder, a .safetensors file, or a Keras .h5 file of the notes' listing.
 
         Args:
@@ -166,22 +202,43 @@ class Model:
 
         Raises:
             ModelError: names the file, the layer and both shapes; nothing has been loaded then.
+            UsageError: this is an int8 model.
         """
+        from .storage import transfer
+
+        need_float(self, "load_weights")
         loaded, done = transfer.read(Path(path), self.network, by_name)
         self.tensors |= loaded
         self.__dict__.pop("_engine", None)
         return done
 
+    def quantize(self, images: str | Path | NDArray[np.uint8]) -> "Model":
+        """Returns the int8 model of this one: a quarter of the size, and faster where it is compiled.
+
+        Args:
+            images: a few dozen of what the model will see, labels are not needed: uint8 [N, H, W, 3], or a folder.
+
+        Raises:
+            UsageError: the images are none; this is an int8 model.
+            DataError: names the folder without photos, or the photos that can't be read.
+            ModelError: names the tensor with NaN or infinity, or the layer whose sums would not fit an int32.
+        """
+        from .quantization.quantize import quantize
+
+        return quantize(self, images).model
+
     def without_top(self) -> "Model":
         """Returns the model that ends with the last feature map; it shares this one's arrays."""
         network = self.network.replace(include_top=False)
-        return Model(
-            network, {name: self.tensors[name] for name in network.tensors}, None, self.preprocessing, self.notes
-        )
+        from . import quantized
+
+        names = quantized.specs(network) if self.precision == "int8" else network.tensors
+        tensors = {name: self.tensors[name] for name in names}
+        return Model(network, tensors, None, self.preprocessing, self.notes, self.precision)
 
     @cached_property
-    def _engine(self) -> Engine:
-        return Engine(self)
+    def _engine(self) -> Runner:
+        return runner(self)
 
     def _pixels(self, source: Any) -> NDArray[Any]:
         if isinstance(source, np.ndarray) and source.shape == self.network.input:
@@ -194,7 +251,14 @@ class Model:
         return photos.pixels(source, self.preprocessing)
 
 
-def _softmax(logits: Floats) -> Floats:
+def need_float(model: Model, what: str) -> None:
+    """Raises a `UsageError` that begins with `what` unless the model's weights are float32."""
+    if model.precision != "f32":
+        raise UsageError(f"{what}: {model!r} is quantised; needed is the float32 model that it was made from")
+
+
+def softmax(logits: Floats) -> Floats:
+    """Returns the probabilities of one image's logits, computed in float64."""
     powers = np.exp(logits.astype(np.float64) - logits.max())
     return np.asarray(powers / powers.sum(), np.float32)
 

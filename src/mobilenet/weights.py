@@ -2,7 +2,7 @@
 
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -106,16 +106,34 @@ def fold(network: Network, tensors: Mapping[str, NDArray[np.float32]]) -> Tensor
     The one place where it is done; computed in float64 and rounded once to float32. Names are "<layer>.weight" and
     "<layer>.bias"; every layer with weights has both.
     """
-    folded: Tensors = {}
-    for layer in network.layers:
-        if layer.weight_shape is None:
-            continue
-        part = {name.rpartition(".")[2]: tensors[name].astype(np.float64) for name in layer.tensors}
-        weight, bias = part["weight"], part.get("bias", np.zeros(layer.output.channels))
-        if layer.batch_norm:
-            scale = part["gamma"] / np.sqrt(part["variance"] + network.conventions.batch_norm_epsilon)
-            # The output channel is the last axis in every layout.
-            weight, bias = weight * scale, part["beta"] + (bias - part["mean"]) * scale
-        folded[f"{layer.name}.weight"] = weight.astype(np.float32)
-        folded[f"{layer.name}.bias"] = bias.astype(np.float32)
-    return folded
+    return {name: tensor.copy() for name, tensor in Folded(network, tensors).items()}
+
+
+class Folded(Mapping[str, NDArray[np.float32]]):
+    """Is what `fold` returns, each layer folded when it is asked for and not kept; tensors that stay as they are, are
+    the network's own."""  # fmt: skip
+
+    def __init__(self, network: Network, tensors: Mapping[str, NDArray[np.float32]]) -> None:
+        self._layers = {layer.name: layer for layer in network.layers if layer.weight_shape is not None}
+        self._epsilon = network.conventions.batch_norm_epsilon
+        self._tensors = tensors
+
+    def __len__(self) -> int:
+        return 2 * len(self._layers)
+
+    def __iter__(self) -> Iterator[str]:
+        return (f"{name}.{part}" for name in self._layers for part in ("weight", "bias"))
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        layer_name, _, wanted = name.rpartition(".")
+        layer = self._layers[layer_name]
+        part = {name.rpartition(".")[2]: self._tensors[name] for name in layer.tensors}
+        value = part.get(wanted)
+        if value is None:
+            value = np.zeros(layer.output.channels, np.float32)
+        if not layer.batch_norm:
+            return value
+        scale = part["gamma"] / np.sqrt(part["variance"].astype(np.float64) + self._epsilon)
+        if wanted == "weight":  # the output channel is the last axis in every layout
+            return (value * scale).astype(np.float32)
+        return (part["beta"] + (value.astype(np.float64) - part["mean"]) * scale).astype(np.float32)

@@ -29,17 +29,18 @@ def _printable(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
-def write_atomic(path: Path, data: bytes | bytearray | memoryview) -> None:
+def write_atomic(path: Path, data: bytes | bytearray | memoryview, mode: int = 0o666) -> None:
     """Writes a file whole or not at all: after any failure or power cut the path holds all of the old or of the new.
 
     The data goes to a temporary file in the same folder, is flushed to the disk, takes the path's name, and the folder
-    is flushed too. Raises `MobileNetError` that names the path and the system's reason; the temporary file is removed.
+    is flushed too. The file's mode is `mode` less the process's umask. Raises `MobileNetError` that names the path and
+    the system's reason; the temporary file is removed.
     """
     path = Path(path)
     temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
     try:
         try:
-            _write_through(temporary, data)
+            _write_through(temporary, data, mode)
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError, ValueError):
@@ -50,9 +51,9 @@ def write_atomic(path: Path, data: bytes | bytearray | memoryview) -> None:
         raise MobileNetError(f"{shown(path)}: can't be written: {_reason(error)}") from error
 
 
-def _write_through(path: Path, data: bytes | bytearray | memoryview) -> None:
+def _write_through(path: Path, data: bytes | bytearray | memoryview, mode: int) -> None:
     # O_EXCL: nothing that already has this name, not even a link, is written to.
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     with open(descriptor, "wb") as file:
         file.write(data)
         file.flush()
@@ -78,7 +79,7 @@ def read_regular(path: Path, limit: int, follow_symlinks: bool = True) -> bytes:
         # Without O_NONBLOCK the open of a FIFO waits for a writer.
         descriptor = os.open(path, flags)
         try:
-            return _read_opened(descriptor, limit, path)
+            return read_opened(descriptor, limit, path)
         finally:
             os.close(descriptor)
     except DataError:
@@ -87,8 +88,11 @@ def read_regular(path: Path, limit: int, follow_symlinks: bool = True) -> bytes:
         raise DataError(f"{shown(path)}: can't be read: {_reason(error)}") from error
 
 
-def _read_opened(descriptor: int, limit: int, path: Path) -> bytes:
-    """Looks at what was opened, not at the path once more: nothing can be swapped in between."""
+def read_opened(descriptor: int, limit: int, path: Path) -> bytes:
+    """Returns the bytes of an opened file by the rules of `read_regular`; `path` is for its errors.
+
+    Looks at what was opened, not at the path once more: nothing can be swapped in between.
+    """
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{shown(path)}: is {_kind(status.st_mode)}, a regular file is needed")

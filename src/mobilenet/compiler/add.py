@@ -14,19 +14,21 @@ class Add(Kernel):
     """Is the kernel; called with rows begin..end, adds those of `extra` to those of the output.
 
     Attributes:
+        numbers: that they are.
         length: values in a row, whole vectors.
     """
 
+    numbers: str
     length: int
 
     @property
     def parameters(self) -> int:
-        """Floats that it reads of its parameters."""
+        """Words of 32 bits that it reads of its parameters."""
         return 0
 
     def emit(self, code: "Code") -> None:
         """Writes the kernel."""
-        out, extra = code.out.shaped(self.length, 1), code.extra.shaped(self.length, 1)
+        out, extra = (part.shaped(self.length, 1, numbers=self.numbers) for part in (code.out, code.extra))
 
         def row(y: "Index") -> None:
             def vector(x: "Index") -> None:

@@ -10,61 +10,99 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from llvmlite import binding  # type: ignore[import-untyped]
 
+from ..common.parallel import processors
+from ..common.progress import Progress
 from ..errors import MobileNetError
 from . import driver, ir
 from .add import Add
 from .conv import Conv
 from .dense import Dense
 from .depthwise import Depthwise
+from .depthwise_bytes import DepthwiseBytes
 from .kernel import Kernel
 from .link import link
+from .lower import Plan
 from .pointwise import Pointwise
 from .pool import Pool
 from .scale import Scale
 from .targets import TARGETS, Target
+from .tiled import Tiled, TiledConv
 
 _KINDS: dict[str, type[Kernel]] = {
-    kind.__name__: kind for kind in (Add, Conv, Dense, Depthwise, Pointwise, Pool, Scale)
+    kind.__name__: kind
+    for kind in (Add, Conv, Dense, Depthwise, DepthwiseBytes, Pointwise, Pool, Scale, Tiled, TiledConv)
 }
 _PER_WORKER = 8  # kernels that are worth the start of a process, 0.2 s
 
 
-def build(kernels: Sequence[Kernel], target: Target, workers: int | None = None) -> tuple[bytes, dict[str, int]]:
+def build(
+    kernels: Sequence[Kernel], target: Target, workers: int | None = None, progress: Progress | None = None
+) -> tuple[bytes, dict[str, int]]:
     """Returns one image of position-independent code, and where each kernel (by its repr) and driver function begins.
 
     Args:
         workers: processes to compile in; None for as many as there are processors, or fewer for few kernels.
+        progress: is called with the kernels done and their number.
 
     Raises:
         MobileNetError: a worker failed; says how.
     """
-    # Kernels that share a kind differ little in cost: dealt out in turn every worker gets the same.
-    most = min(workers or len(os.sched_getaffinity(0)), max(len(kernels) // _PER_WORKER, 1))
-    shares = [kernels[first::most] for first in range(most)]
-    others = [_start(share, target) for share in shares[1:]]
-    objects = [(repr(kernel), compile_kernel(kernel, target)) for kernel in shares[0]]
-    for share, worker in zip(shares[1:], others, strict=True):
-        objects += zip(map(repr, share), _finish(worker), strict=True)
+    most = min(workers or processors(), max(len(kernels) // _PER_WORKER, 1)) if sys.executable else 1
+    objects = sorted(_compiled(kernels, target, most, progress or (lambda done, total: None)).items())
     named = [(name, name, compile_text(text, target)) for name, text in driver.modules(target).items()]
-    named += [(name, _SYMBOL, data) for name, data in sorted(objects)]
+    named += [(name, _SYMBOL, data) for name, data in objects]
     image, functions = link((symbol, data) for _, symbol, data in named)
     return image, dict(zip((name for name, _, _ in named), functions, strict=True))
+
+
+def _compiled(kernels: Sequence[Kernel], target: Target, workers: int, progress: Progress) -> dict[str, bytes]:
+    """Returns each kernel's object file. Whoever is free takes the next kernel: this process, and `workers` - 1 others
+    that a thread each talks to."""  # fmt: skip
+    waiting = deque(kernels)  # its popleft is atomic
+    done: dict[str, bytes] = {}
+
+    def drain(compile: Callable[[Kernel], bytes]) -> None:
+        while True:
+            try:
+                kernel = waiting.popleft()
+            except IndexError:
+                return
+            try:
+                done[repr(kernel)] = compile(kernel)
+            except BaseException:
+                waiting.clear()  # the others need not finish what is of no use
+                raise
+            progress(len(done), len(kernels))
+
+    def help() -> None:
+        with _Worker(target) as worker:
+            drain(worker.compile)
+
+    with ThreadPoolExecutor(max(workers - 1, 1)) as pool:
+        helping = [pool.submit(help) for _ in range(workers - 1)]
+        drain(lambda kernel: compile_kernel(kernel, target))
+        for each in helping:
+            each.result()
+    return done
 
 
 _SYMBOL = "kernel"
 
 
-def module(kernel: Kernel, target: Target) -> str:
+def module(kernel: Kernel, target: Target, name: str = _SYMBOL) -> str:
     """Returns a kernel's LLVM module as text."""
-    code = ir.Code(_SYMBOL, target)
+    code = ir.Code(name, target)
     kernel.emit(code)
-    return code.finish()
+    # Kernels count in 64 bits; where an address has 32, each such number would take two registers.
+    return code.finish() if target.bits == 64 else code.finish().replace("i64", "i32")
 
 
 def compile_kernel(kernel: Kernel, target: Target) -> bytes:
@@ -76,6 +114,17 @@ def compile_text(text: str, target: Target) -> bytes:
     """Returns the object file of an LLVM module."""
     machine = _machine(target)
     return bytes(machine.emit_object(_optimised(text, machine)))
+
+
+def program(plan: Plan, weights: bytes, symbol: str) -> bytes:
+    """Returns one object file of a plan: the function `symbol` of `driver.program`, all kernels, the weights."""
+    machine = _machine(plan.target)
+    names = {kernel: f"{symbol}_{n}" for n, kernel in enumerate(dict.fromkeys(s.kernel for s in plan.parts[0] if s))}
+    whole = _optimised(driver.program(plan, weights, symbol, names), machine)
+    for kernel, name in names.items():
+        whole.link_in(_optimised(module(kernel, plan.target, name), machine))
+        whole.get_function(name).linkage = "internal"
+    return bytes(machine.emit_object(whole))
 
 
 def assembly(kernel: Kernel, target: Target) -> str:
@@ -98,20 +147,54 @@ def _machine(target: Target) -> "binding.TargetMachine":
     binding.initialize_all_targets()
     binding.initialize_all_asmprinters()
     made = binding.Target.from_triple(target.triple)
-    return made.create_target_machine(cpu=target.cpu, opt=3, reloc="pic", codemodel="small")
+    # A WebAssembly module has its memory to itself: its data begins at 0.
+    reloc = "static" if target.machine == "wasm32" else "pic"
+    options = {"features": target.features, "abiname": target.abi}
+    return made.create_target_machine(cpu=target.cpu, opt=3, reloc=reloc, codemodel="small", **options)
 
 
 # ---------------------------------------------------------------------------------------------------------- workers
 
 
-def _start(kernels: Sequence[Kernel], target: Target) -> "subprocess.Popen[bytes]":
-    order = {"target": target.name, "kernels": [[type(kernel).__name__, asdict(kernel)] for kernel in kernels]}
-    command = [sys.executable, "-m", "mobilenet.compiler.build"]
-    worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment())
-    assert worker.stdin
-    with contextlib.suppress(BrokenPipeError), worker.stdin as stdin:  # it has ended: its exit code says so
-        stdin.write(json.dumps(order).encode())
-    return worker
+class _Worker:
+    """Is another process that compiles a kernel at a time."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        # -P: no module is taken from the current folder.
+        command = [sys.executable, "-P", "-m", "mobilenet.compiler.build"]
+        # In a group of its own: Ctrl-C reaches this process alone, which closes the orders, and that ends the worker.
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment(), process_group=0
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(BrokenPipeError):  # it has ended: its exit code has said so
+            self.process.__exit__(None, None, None)  # closes its orders, which ends it, and waits
+
+    def compile(self, kernel: Kernel) -> bytes:
+        """Returns a kernel's object file.
+
+        Raises:
+            MobileNetError: the process ended.
+        """
+        order = {"target": self.target.name, "kind": type(kernel).__name__, "constants": asdict(kernel)}
+        assert self.process.stdin
+        assert self.process.stdout
+        with contextlib.suppress(BrokenPipeError):  # then there is no answer either
+            self.process.stdin.write(json.dumps(order).encode() + b"\n")
+            self.process.stdin.flush()
+        head = self.process.stdout.read(8)
+        size = struct.unpack("<Q", head)[0] if len(head) == 8 else None
+        data = self.process.stdout.read(size) if size is not None else b""
+        if len(data) != size:
+            raise MobileNetError(
+                f"compiler: a worker process ended with exit code {self.process.wait()}; see its message"
+            )
+        return data
 
 
 def _environment() -> dict[str, str]:
@@ -119,26 +202,13 @@ def _environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
 
 
-def _finish(worker: "subprocess.Popen[bytes]") -> list[bytes]:
-    with worker:
-        assert worker.stdout
-        data = worker.stdout.read()
-    if worker.returncode:
-        raise MobileNetError(f"compiler: a worker process ended with exit code {worker.returncode}; see its message")
-    objects, place = [], 0
-    while place < len(data):
-        (size,) = struct.unpack_from("<Q", data, place)
-        objects.append(data[place + 8 : place + 8 + size])
-        place += 8 + size
-    return objects
-
-
 def work(orders: BinaryIO, results: BinaryIO) -> None:
-    """Compiles what `orders` says and writes the objects, each after its length, to `results`."""
-    order = json.load(orders)
-    for kind, constants in order["kernels"]:
-        data = compile_kernel(_KINDS[kind](**constants), TARGETS[order["target"]])
+    """Compiles what each line of `orders` says and writes the object, after its length, to `results`."""
+    for line in orders:
+        order = json.loads(line)
+        data = compile_kernel(_KINDS[order["kind"]](**order["constants"]), TARGETS[order["target"]])
         results.write(struct.pack("<Q", len(data)) + data)
+        results.flush()
 
 
 if __name__ == "__main__":

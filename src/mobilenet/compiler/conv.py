@@ -7,7 +7,7 @@ sum over k runs of kÂ·channels values; at stride s its neighbour's runs begin sÂ
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import matrix
+from . import ending, matrix
 from .kernel import Kernel
 
 if TYPE_CHECKING:
@@ -21,16 +21,21 @@ class Conv(Kernel):
     The input's rows have their zeros on both sides, made by `Scale`.
 
     Attributes:
+        numbers: that inputs are.
+        stores: numbers that outputs are.
         height: rows of the input.
         ring: rows of the input that are kept, row r at r mod ring.
         row: values in a row of the input, the zeros on both sides included.
         channels: of the input.
         kernel, stride, top: the kernel's side, the stride, rows of zeros above the input.
         width, outputs: of the output.
-        activation: as of a `Layer`.
+        ending: as `ending` says.
         high, wide: the register tile: pixels, at most `width`, and vectors.
+        words: of inputs in a row of the kernel; the last may reach beyond it, where weights are zeros.
     """
 
+    numbers: str
+    stores: str
     height: int
     ring: int
     row: int
@@ -40,37 +45,44 @@ class Conv(Kernel):
     top: int
     width: int
     outputs: int
-    activation: str
+    ending: str
     high: int
     wide: int
 
+    words: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of parameters: bias, inputs, and the ending's."""
+        return 1 + self.kernel * self.words + len(ending.rows(self.ending))
+
     @property
     def parameters(self) -> int:
-        """Floats that it reads of its parameters."""
-        return (1 + self.kernel**2 * self.channels) * self.outputs
+        """Words of 32 bits that it reads of its parameters."""
+        return self.rows * self.outputs
 
     def emit(self, code: "Code") -> None:
         """Writes the kernel."""
-        step, length = self.stride * self.channels, self.kernel * self.channels
-        source = code.source.shaped(self.row, 1)
+        step = self.stride * self.channels
+        source = code.source.shaped(self.row, 1, numbers=self.numbers)
+        zeros = code.extra.shaped(1, numbers=self.numbers)
+        out = code.out.shaped(self.width * self.outputs, self.outputs, 1, numbers=self.stores)
 
         def row(y: "Index") -> None:
             first = code.sum(code.product(y, self.stride), -self.top)
-            rows = [
-                code.row(source, code.sum(first, i), self.height, self.ring, code.extra) for i in range(self.kernel)
-            ]
-            out = code.out.shaped(self.width * self.outputs, self.outputs, 1).at(y)
+            rows = [code.row(source, code.sum(first, i), self.height, self.ring, zeros) for i in range(self.kernel)]
 
             def panel(channel: "Index", parameters: "Pointer", wide: int) -> None:
+                last = parameters.at(1 + self.kernel * self.words).shaped(wide * code.lanes, 1)
+
                 def tile(x: "Index") -> None:
                     pieces = [r.shaped(step).at(x).shaped(step, 1) for r in rows]
-                    for p, sums in enumerate(matrix.tile(code, self.high, wide, pieces, length, parameters)):
-                        for v, value in enumerate(sums):
-                            place = out.at(code.sum(x, p), code.sum(channel, v * code.lanes))
-                            place.store(code.activate(value, self.activation))
+                    sums = matrix.tile(code, self.high, wide, pieces, self.words, parameters)
+                    place = out.at(y, x, channel).shaped(self.outputs, 1)
+                    matrix.store(code, sums, self.ending, last, place)
 
                 code.tiles(0, self.width, self.high, tile)
 
-            matrix.for_panels(code, self.outputs // code.lanes, self.wide, self.kernel * length, panel)
+            matrix.for_panels(code, self.outputs // code.lanes, self.wide, self.rows, panel)
 
         code.loop(code.begin, code.end, 1, row)

@@ -6,11 +6,13 @@ outputs, whose sums stay in registers too; each input is read once a tile.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .kernel import Floats, Kernel, pad, whole
+from . import ending
+from .kernel import Kernel, Words, pad
 from .targets import Target
 
 if TYPE_CHECKING:
@@ -22,16 +24,20 @@ class Depthwise(Kernel):
     """Is the kernel; called with rows begin..end of the output, at least `high`; `extra` is a row of zeros.
 
     Attributes:
+        numbers: that inputs and outputs are; weights are floats. Sums of bytes are exact: less than 2^24.
         height, width: of the input.
         ring: rows of the input that are kept, row r at r mod ring.
         channels: stored, whole vectors.
         kernel, stride: the kernel's side and the stride.
         top, left: rows and columns of zeros before the input.
         out_width: of the output.
-        activation: as of a `Layer`.
+        ending: as `ending` says.
+        zero: what a missing input counts for.
+        large: whether the bias of whole numbers may be too large to be added as a float.
         high, wide: outputs in a tile.
     """
 
+    numbers: str
     height: int
     width: int
     ring: int
@@ -41,37 +47,58 @@ class Depthwise(Kernel):
     top: int
     left: int
     out_width: int
-    activation: str
+    ending: str
+    zero: int
+    large: bool
     high: int
     wide: int
 
     @property
     def parameters(self) -> int:
-        """Floats that it reads of its parameters."""
-        return (1 + self.kernel**2) * self.channels
+        """Words of 32 bits that it reads of its parameters."""
+        return self.rows * self.channels
+
+    @property
+    def rows(self) -> int:
+        """Rows of parameters: bias, weights, and the ending's."""
+        return 1 + self.kernel**2 + len(ending.rows(self.ending))
 
     def emit(self, code: "Code") -> None:
         """Writes the kernel."""
         taps = self.kernel**2
-        source = code.source.shaped(self.width * self.channels, self.channels, 1)
-        out = code.out.shaped(self.out_width * self.channels, self.channels, 1)
-        parameters = code.parameters.shaped((1 + taps) * code.lanes, code.lanes)
+        source = code.source.shaped(self.width * self.channels, self.channels, 1, numbers=self.numbers)
+        zeros = code.extra.shaped(self.channels, 1, numbers=self.numbers)
+        out = code.out.shaped(self.out_width * self.channels, self.channels, 1, numbers=self.numbers)
+        parameters = code.parameters.shaped(self.rows * code.lanes, code.lanes)
+        names = ending.rows(self.ending)
         deep = (self.high - 1) * self.stride + self.kernel
 
         def rows(y: "Index") -> None:
             first = code.sum(code.product(y, self.stride), -self.top)
-            inputs = [code.row(source, code.sum(first, i), self.height, self.ring, code.extra) for i in range(deep)]
+            inputs = [code.row(source, code.sum(first, i), self.height, self.ring, zeros) for i in range(deep)]
             outputs = [out.at(code.sum(y, i)) for i in range(self.high)]
 
             def vector(c: "Index") -> None:
                 bias, *weights = (parameters.at(c, i).load() for i in range(1 + taps))
+                first = code.constant(0) if self.large else bias
                 channel = code.product(c, code.lanes)
 
+                def last(name: str, numbers: str) -> "Value":
+                    return (
+                        parameters.shaped(*parameters.strides, numbers=numbers)
+                        .at(c, 1 + taps + names.index(name))
+                        .load()
+                    )
+
                 def columns(x: "Index") -> None:
-                    sums = self._sums(code, inputs, x, channel, bias, weights)
+                    sums = self._sums(code, inputs, x, channel, first, weights)
                     for place, row in zip(outputs, sums, strict=True):
                         for i, value in enumerate(row):
-                            place.at(code.sum(x, i), channel).store(code.activate(value, self.activation))
+                            if self.large:
+                                value = code.plus(code.rounded(value), code.bits(bias))
+                            exact = self.numbers == "u8" and not self.large
+                            value = ending.finish(code, value, self.ending, last, exact=exact)
+                            place.at(code.sum(x, i), channel).store(value)
 
                 self._across(code, columns)
 
@@ -94,9 +121,12 @@ class Depthwise(Kernel):
         for row, source in enumerate(inputs):
             for column in range((self.wide - 1) * self.stride + self.kernel):
                 place = code.sum(first, column)
-                if isinstance(place, int) and not 0 <= place < self.width:
+                if not isinstance(place, int) or 0 <= place < self.width:
+                    value = source.at(place, channel).load()
+                elif self.zero:
+                    value = code.constant(self.zero)
+                else:
                     continue
-                value = source.at(place, channel).load()
                 for i in range(self.high):
                     for j in range(self.wide):
                         ky, kx = row - i * self.stride, column - j * self.stride
@@ -127,8 +157,7 @@ def tile_shape(target: Target, kernel: int, width: int, rows: int) -> tuple[int,
     return high, best
 
 
-def pack(weight: Floats, bias: Floats, lanes: int) -> Floats:
-    """Returns weights [k, k, channels] and bias [channels] as [channels / lanes][bias, then taps][lanes]."""
-    taps = weight.reshape(-1, bias.size)
-    table = pad(np.vstack([bias[None], taps]), 1, whole(bias.size, lanes))
+def pack(rows: Sequence[NDArray[Any]], stored: int, lanes: int) -> Words:
+    """Returns rows [..., channels] of words, bias, weights and the ending's, as [channels / lanes][row][lanes]."""
+    table = np.vstack([pad(row.reshape(-1, row.shape[-1]), 1, stored).view(np.int32) for row in rows])
     return np.ascontiguousarray(table.reshape(len(table), -1, lanes).transpose(1, 0, 2)).ravel()

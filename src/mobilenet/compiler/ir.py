@@ -1,4 +1,9 @@
-"""A small vector language over LLVM: pointers with constant strides, vectors of floats, loops that carry values.
+"""A small vector language over LLVM: pointers with constant strides, vectors of numbers, loops that carry values.
+
+Numbers in memory are "f32", "bf16", "u8" or "i32". A vector that is loaded is of floats, but for "i32"; a vector that
+is stored is rounded to what the memory holds. So a kernel that adds and multiplies says the same for all of them. A sum
+of products of many inputs is said with `dot`, which takes them by the word of 32 bits: 1 float, 2 bfloat16, or 4 bytes
+(2 on machines that can't sum 4 products of bytes exactly).
 
 A kernel is a Python function that says its loops and sums in these words; what is a Python `for` in it is unrolled,
 what is a `code.loop` is a loop of the machine. All sizes are constants. No kernel knows the instruction set: it asks
@@ -10,16 +15,35 @@ of four pointers and two whole numbers, so that a plan is a table of such calls.
 """
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
 
+from .kernel import SIZES, four_order, in_word
 from .targets import Target
 
 Value = Any  # an SSA value of llvmlite, which has no types
 Index = Any  # int or Value
 
-_I64, _F32, _I8 = ir.IntType(64), ir.FloatType(), ir.IntType(8)
+_I64, _I32, _I16, _I8, _F32 = ir.IntType(64), ir.IntType(32), ir.IntType(16), ir.IntType(8), ir.FloatType()
+
+
+class _BFloat16(ir.Type):  # type: ignore[misc]
+    """Is LLVM's type `bfloat`, for which llvmlite has no name."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat16)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat16)
+
+
+_BF16 = _BFloat16()
+_ELEMENTS = {"f32": _F32, "bf16": _I16, "u8": _I8, "i32": _I32}
 _POINTER = ir.PointerType()
 _KERNEL = ir.FunctionType(ir.VoidType(), [_POINTER] * 4 + [_I64] * 2)
 
@@ -37,6 +61,7 @@ class Code:
         self.target = target
         self.lanes = target.lanes
         self._vector = ir.VectorType(_F32, target.lanes)
+        self._words = ir.VectorType(_I32, target.lanes)
         self.module = ir.Module(name)
         self.module.triple = target.triple
         function = ir.Function(self.module, _KERNEL, name)
@@ -46,6 +71,15 @@ class Code:
         *pointers, self.begin, self.end = function.args
         self.builder = ir.IRBuilder(function.append_basic_block())
         self.out, self.source, self.parameters, self.extra = (Pointer(self, p, (1,)) for p in pointers)
+
+    def narrow(self, lanes: int) -> "Code":
+        """Returns the same kernel to be written with narrower vectors."""
+        code = copy(self)
+        code.lanes, code._vector, code._words = lanes, ir.VectorType(_F32, lanes), ir.VectorType(_I32, lanes)
+        code.out, code.source, code.parameters, code.extra = (
+            Pointer(code, place.value, (1,)) for place in (self.out, self.source, self.parameters, self.extra)
+        )
+        return code
 
     def finish(self) -> str:
         """Returns the module as LLVM's text."""
@@ -60,12 +94,13 @@ class Code:
         """Returns a vector of one value."""
         return ir.Constant(self._vector, [float(value)] * self.lanes)
 
+    def whole_numbers(self, value: int) -> Value:
+        """Returns a vector of one whole number."""
+        return ir.Constant(self._words, [value] * self.lanes)
+
     def fma(self, x: Value, y: Value, z: Value) -> Value:
         """Returns x·y + z, rounded once where the machine can and, always the same there, twice where it can't."""
-        name = f"llvm.fmuladd.v{self.lanes}f32"
-        known = self.module.globals.get(name)
-        function = known or ir.Function(self.module, ir.FunctionType(self._vector, [self._vector] * 3), name)
-        return self.builder.call(function, [x, y, z])
+        return self._call(f"llvm.fmuladd.v{self.lanes}f32", self._vector, x, y, z)
 
     def add(self, x: Value, y: Value) -> Value:
         """Returns x + y."""
@@ -90,6 +125,195 @@ class Code:
         if activation == "relu6":
             x = self.minimum(x, self.constant(6))
         return x
+
+    # ------------------------------------------------------------------------------------- products of many inputs
+
+    def dot(self, numbers: str, inputs: Value, weights: Value, sums: Value) -> Value:
+        """Returns sums + inputs·weights, word by word: floats of floats, or whole numbers of bytes.
+
+        Args:
+            numbers: what the inputs are in memory.
+            inputs: a vector of one word, as `Pointer.word` returns.
+            weights: a vector of words.
+        """
+        if numbers == "f32":
+            return self.fma(inputs, weights, sums)
+        if numbers == "bf16":
+            return self._dot_bf16(inputs, weights, sums)
+        if in_word(numbers, self.target) == 4:
+            return self._call(f"llvm.x86.avx512.vpdpbusd.{32 * self.lanes}", self._words, sums, inputs, weights)
+        return self.builder.add(sums, self._pairs(inputs, weights))
+
+    def _pairs(self, x: Value, w: Value) -> Value:
+        """Returns the sums of two products each, of the halves of words."""
+        b = self.builder
+        if self.target.machine == "x86_64":
+            pairs = ir.VectorType(_I16, 2 * self.lanes)
+            name = {16: "avx512.pmaddw.d.512", 8: "avx2.pmadd.wd", 4: "sse2.pmadd.wd"}[self.lanes]
+            return self._call(f"llvm.x86.{name}", self._words, b.bitcast(x, pairs), b.bitcast(w, pairs))
+        half = self.whole_numbers(16)
+        high = b.mul(b.ashr(x, half), b.ashr(w, half))
+        low = b.mul(b.ashr(b.shl(x, half), half), b.ashr(b.shl(w, half), half))
+        return b.add(low, high)
+
+    def _dot_bf16(self, inputs: Value, weights: Value, sums: Value) -> Value:
+        b = self.builder
+        if "bf16" in self.target.words:
+            pairs = ir.VectorType(_BF16, 2 * self.lanes)
+            x, w = (b.bitcast(value, pairs) for value in (inputs, weights))
+            return self._call("llvm.x86.avx512bf16.dpbf16ps.512", self._vector, sums, x, w)
+        for half in (self._low_half, self._high_half):
+            sums = self.fma(half(inputs), half(weights), sums)
+        return sums
+
+    def _low_half(self, words: Value) -> Value:
+        return self.builder.bitcast(self.builder.shl(words, self.whole_numbers(16)), self._vector)
+
+    def _high_half(self, words: Value) -> Value:
+        return self.builder.bitcast(self.builder.and_(words, self.whole_numbers(-65536)), self._vector)
+
+    # ------------------------------------------------------------------------------------- products of whole matrices
+
+    def matrices(self, side: int, depth: int) -> None:
+        """Sets the matrix registers up, in words: 0 to 3 are sums [side, 16], 4 and 5 inputs [side, depth], 6 and 7
+        weights [depth, 16]."""  # fmt: skip
+        shapes = [(side, 16)] * 4 + [(side, depth)] * 2 + [(depth, 16)] * 2
+        columns = b"".join((4 * count).to_bytes(2, "little") for _, count in shapes)
+        table = bytes([1, *[0] * 15]) + columns.ljust(32, b"\0") + bytes(rows for rows, _ in shapes).ljust(16, b"\0")
+        kind = ir.ArrayType(_I8, len(table))
+        constant = ir.GlobalVariable(self.module, kind, "matrices")
+        constant.linkage, constant.global_constant, constant.align = "internal", True, 64
+        constant.initializer = ir.Constant(kind, bytearray(table))
+        self._call("llvm.x86.ldtilecfg", ir.VoidType(), constant)
+
+    def matrices_done(self) -> None:
+        """Gives the matrix registers up."""
+        self._call("llvm.x86.tilerelease", ir.VoidType())
+
+    def scratch(self, words: int) -> "Pointer":
+        """Returns memory for a kernel's own use."""
+        place = self.builder.alloca(ir.ArrayType(_I32, words))
+        place.align = 64
+        return Pointer(self, place, (1,))
+
+    def load_matrix(self, register: int, rows: "Pointer", stride: int) -> None:
+        """Loads a matrix whose rows are `stride` numbers apart."""
+        place, bytes_ = rows.value, _i64(stride * SIZES[rows.numbers])
+        self._call("llvm.x86.tileloadd64", ir.VoidType(), ir.Constant(_I8, register), place, bytes_)
+
+    def clear_matrix(self, register: int) -> None:
+        """Makes a matrix zeros."""
+        self._call("llvm.x86.tilezero", ir.VoidType(), ir.Constant(_I8, register))
+
+    def store_matrix(self, register: int, rows: "Pointer", stride: int) -> None:
+        """Stores a matrix, its rows `stride` numbers apart."""
+        place, bytes_ = rows.value, _i64(stride * SIZES[rows.numbers])
+        self._call("llvm.x86.tilestored64", ir.VoidType(), ir.Constant(_I8, register), place, bytes_)
+
+    def dot_matrices(self, numbers: str, sums: int, inputs: int, weights: int) -> None:
+        """Adds to the sums the product of inputs and weights, all three by their registers."""
+        name = {"bf16": "llvm.x86.tdpbf16ps", "u8": "llvm.x86.tdpbusd"}[numbers]
+        self._call(name, ir.VoidType(), *(ir.Constant(_I8, register) for register in (sums, inputs, weights)))
+
+    @staticmethod
+    def size(numbers: str) -> int:
+        """Returns the bytes of a number in memory."""
+        return SIZES[numbers]
+
+    # ---------------------------------------------------------------------------------------------- kinds of numbers
+
+    def to_floats(self, words: Value) -> Value:
+        """Returns whole numbers as floats, rounded to the nearest."""
+        return self.builder.sitofp(words, self._vector)
+
+    def bits(self, x: Value) -> Value:
+        """Returns the words that were loaded as floats."""
+        return self.builder.bitcast(x, self._words)
+
+    def rounded(self, x: Value) -> Value:
+        """Returns floats as whole numbers, rounded to the nearest, to the even one of two; they must fit."""
+        return self._call(f"llvm.lrint.v{self.lanes}i32.v{self.lanes}f32", self._words, x)
+
+    def plus(self, x: Value, y: Value) -> Value:
+        """Returns the sum of whole numbers."""
+        return self.builder.add(x, y)
+
+    def limited(self, x: Value, low: Value, high: Value) -> Value:
+        """Returns whole numbers within limits."""
+        return self._least_words(self._call(f"llvm.smax.v{self.lanes}i32", self._words, x, low), high)
+
+    def _least_words(self, x: Value, high: Value) -> Value:
+        return self._call(f"llvm.smin.v{self.lanes}i32", self._words, x, high)
+
+    @property
+    def four_order(self) -> tuple[int, ...]:
+        """The order of channels in four vectors side by side that `Pointer.store_four` stores as bytes: machines take
+        and give 16 bytes as 4, 4, 4 and 4."""  # fmt: skip
+        return four_order(self.target, self.lanes)
+
+    def interleaved(self, rows: "Sequence[Pointer | None]", size: int) -> list[Value]:
+        """Returns bytes of rows side by side, None for zeros: `size` rows in each word, as `dot` takes them, the words
+        of each `size` rows four vectors in the order of `four_order`."""  # fmt: skip
+        b, lanes, found = self.builder, self.lanes, []
+        whole = ir.VectorType(_I8, 4 * lanes)
+        zeros = ir.Constant(whole, None)
+        loaded = [b.load(row.value, align=1, typ=whole) if row else zeros for row in rows]
+        for first in range(0, len(rows), size):
+            x, y = loaded[first : first + 2]
+            for high in (False, True):
+                pairs = self._zipped(x, y, high)
+                for upper in (False, True):
+                    if size == 4:
+                        more = self._zipped(loaded[first + 2], loaded[first + 3], high)
+                        other = b.bitcast(more, ir.VectorType(_I16, 2 * lanes))
+                        both = self._zipped(b.bitcast(pairs, ir.VectorType(_I16, 2 * lanes)), other, upper)
+                    else:
+                        both = self._zipped(pairs, zeros, upper)
+                    found.append(b.bitcast(both, self._words))
+        return found
+
+    def _zipped(self, x: Value, y: Value, high: bool) -> Value:
+        """Returns the numbers of the lower or upper halves of each 16 bytes (of all, where machines take them so) of x
+        and y in turns."""  # fmt: skip
+        count = x.type.count
+        block = count * 4 // self.lanes if self.target.machine == "x86_64" else count
+        begins = range(block // 2 * high, count, block)
+        mask = [n + other for begin in begins for n in range(begin, begin + block // 2) for other in (0, count)]
+        return self.builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(_I32, count), mask))
+
+    def _four_bytes(self, values: Sequence[Value]) -> Value:
+        """Returns four vectors of whole numbers as one of bytes, the nearest that are."""
+        b, lanes = self.builder, self.lanes
+        halves, whole = ir.VectorType(_I16, 2 * lanes), ir.VectorType(_I8, 4 * lanes)
+        if self.target.machine == "x86_64":
+            kind, end = {16: ("avx512", ".512"), 8: ("avx2", ""), 4: ("sse2", ".128")}[lanes]
+            words = [self._call(f"llvm.x86.{kind}.packssdw{end}", halves, *values[n : n + 2]) for n in (0, 2)]
+            return self._call(f"llvm.x86.{kind}.packuswb{end}", whole, *words)
+        limits = self.whole_numbers(0), self.whole_numbers(255)
+        narrow = [b.trunc(self.limited(value, *limits), ir.VectorType(_I8, lanes)) for value in values]
+        pairs = [self._joined(narrow[n], narrow[n + 1], lanes) for n in (0, 2)]
+        return self._joined(pairs[0], pairs[1], 2 * lanes)
+
+    def _joined(self, x: Value, y: Value, count: int) -> Value:
+        indices = ir.Constant(ir.VectorType(_I32, 2 * count), list(range(2 * count)))
+        return self.builder.shuffle_vector(x, y, indices)
+
+    def _to_bf16(self, x: Value) -> Value:
+        """Returns floats as bfloat16, rounded to the nearest, to the even one of two."""
+        b = self.builder
+        if "bf16" in self.target.words:
+            return b.fptrunc(x, ir.VectorType(_BF16, self.lanes))
+        bits = b.bitcast(x, self._words)
+        odd = b.and_(b.lshr(bits, self.whole_numbers(16)), self.whole_numbers(1))
+        up = b.lshr(b.add(b.add(bits, self.whole_numbers(0x7FFF)), odd), self.whole_numbers(16))
+        quiet = b.or_(b.lshr(bits, self.whole_numbers(16)), self.whole_numbers(64))  # a NaN must stay one
+        return b.trunc(b.select(b.fcmp_unordered("uno", x, x), quiet, up), ir.VectorType(_I16, self.lanes))
+
+    def _call(self, name: str, kind: Any, *values: Value) -> Value:
+        """Calls a function of LLVM's own."""
+        known = self.module.globals.get(name)
+        function = known or ir.Function(self.module, ir.FunctionType(kind, [value.type for value in values]), name)
+        return self.builder.call(function, list(values))
 
     # ------------------------------------------------------------------------------------------------------- loops
 
@@ -187,6 +411,10 @@ class Code:
         """Returns x·factor."""
         return x * factor if isinstance(x, int) else self.builder.mul(x, _i64(factor), flags=["nsw"])
 
+    def least(self, x: Index, y: int) -> Index:
+        """Returns the smaller."""
+        return min(x, y) if isinstance(x, int) else self._least(x, _i64(y))
+
     def _least(self, x: Value, y: Value) -> Value:
         return self.builder.select(self.builder.icmp_signed("<", x, y), x, y)
 
@@ -199,68 +427,108 @@ class Code:
         slot = index if ring >= height else b.urem(index, _i64(ring))
         inside = b.icmp_unsigned("<", index, _i64(height))
         place = b.select(inside, rows.at(slot).value, zeros.value)
-        return Pointer(self, place, rows.strides[1:])
+        return Pointer(self, place, rows.strides[1:], rows.numbers)
 
 
 class Pointer:
-    """Is an address in an array of floats with constant strides.
+    """Is an address in an array of numbers with constant strides.
 
     Attributes:
         value: the address.
-        strides: in floats, of as many indices as `at` takes.
+        strides: in numbers, of as many indices as `at` takes.
+        numbers: what is in the array.
     """
 
-    def __init__(self, code: Code, value: Value, strides: tuple[int, ...]) -> None:
+    def __init__(self, code: Code, value: Value, strides: tuple[int, ...], numbers: str = "f32") -> None:
         self.code = code
         self.value = value
         self.strides = strides
+        self.numbers = numbers
 
-    def shaped(self, *strides: int) -> "Pointer":
-        """Returns the same address with other strides."""
-        return Pointer(self.code, self.value, strides)
+    def shaped(self, *strides: int, numbers: str | None = None) -> "Pointer":
+        """Returns the same address with other strides, or of other numbers."""
+        return Pointer(self.code, self.value, strides, numbers or self.numbers)
 
     def at(self, *index: Index) -> "Pointer":
         """Returns the address of an element; strides of indices that are not given remain."""
-        b, address, constant = self.code.builder, self.value, 0
+        b, address, constant, size = self.code.builder, self.value, 0, SIZES[self.numbers]
         for i, stride in zip(index, self.strides, strict=False):
             if isinstance(i, int):
                 constant += i * stride
             else:
-                address = b.gep(address, [b.mul(i, _i64(4 * stride), flags=["nsw"])], source_etype=_I8)
+                address = b.gep(address, [b.mul(i, _i64(size * stride), flags=["nsw"])], source_etype=_I8)
         if constant:
-            address = b.gep(address, [_i64(4 * constant)], source_etype=_I8)
-        return Pointer(self.code, address, self.strides[len(index) :] or (1,))
+            address = b.gep(address, [_i64(size * constant)], source_etype=_I8)
+        return Pointer(self.code, address, self.strides[len(index) :] or (1,), self.numbers)
 
     def load(self, *, aligned: bool = True) -> Value:
         """Returns the vector that begins here; whole vectors' places unless `aligned` is False."""
-        code = self.code
-        return code.builder.load(self.value, align=4 * code.lanes if aligned else 4, typ=code._vector)
-
-    def load_bytes(self, index: Index) -> Value:
-        """Returns the bytes from the index-th on, as many as there are lanes, as floats."""
         code, b = self.code, self.code.builder
-        place = b.gep(self.value, [_i64(index)], source_etype=_I8)
-        return b.uitofp(b.load(place, align=1, typ=ir.VectorType(_I8, code.lanes)), code._vector)
+        align = SIZES[self.numbers] * (code.lanes if aligned else 1)
+        loaded = b.load(self.value, align=align, typ=ir.VectorType(_ELEMENTS[self.numbers], code.lanes))
+        if self.numbers == "bf16":
+            return code._low_half(b.zext(loaded, code._words))
+        return code.to_floats(b.zext(loaded, code._words)) if self.numbers == "u8" else loaded
 
-    def broadcast(self) -> Value:
-        """Returns a vector of the one float here."""
+    def store(self, value: Value, *, aligned: bool = True) -> None:
+        """Writes a vector from here on; whole numbers that are no bytes become the nearest that are."""
         code, b = self.code, self.code.builder
-        scalar = b.load(self.value, align=4, typ=_F32)
-        first = b.insert_element(ir.Constant(code._vector, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
-        lanes = ir.Constant(ir.VectorType(ir.IntType(32), code.lanes), [0] * code.lanes)
-        return b.shuffle_vector(first, ir.Constant(code._vector, ir.Undefined), lanes)
+        if self.numbers == "bf16":
+            value = code._to_bf16(value)
+        elif self.numbers == "u8":
+            words = code.limited(value, code.whole_numbers(0), code.whole_numbers(255))
+            value = b.trunc(words, ir.VectorType(_I8, code.lanes))
+        b.store(value, self.value, align=SIZES[self.numbers] * (code.lanes if aligned else 1))
+
+    def store_four(self, values: Sequence[Value], *, natural: bool = False) -> None:
+        """Writes four vectors of whole numbers as bytes: in the order of `Code.four_order`, or the vectors' own."""
+        code, b = self.code, self.code.builder
+        stored = code._four_bytes(values)
+        if natural and code.target.machine == "x86_64":  # words of four bytes: 4 of each 16 bytes are one vector's
+            words, blocks = ir.VectorType(_I32, code.lanes), code.lanes // 4
+            mask = [4 * block + vector for vector in range(4) for block in range(blocks)]
+            both = ir.Constant(ir.VectorType(_I32, code.lanes), mask)
+            stored = b.shuffle_vector(b.bitcast(stored, words), ir.Constant(words, ir.Undefined), both)
+        b.store(stored, self.value, align=code.lanes)
+
+    def load_four(self, *, natural: bool = False) -> list[Value]:
+        """Returns four vectors of floats from bytes: in the order of `Code.four_order`, or as they lie."""
+        code, b, lanes = self.code, self.code.builder, self.code.lanes
+        if natural:
+            return [self.shaped(1).at(v * lanes).load() for v in range(4)]
+        bytes_ = ir.VectorType(_I8, 4 * lanes)
+        loaded, order = b.load(self.value, align=lanes, typ=bytes_), code.four_order
+        found = []
+        for v in range(4):
+            mask = ir.Constant(ir.VectorType(_I32, lanes), list(order[v * lanes : (v + 1) * lanes]))
+            part = b.shuffle_vector(loaded, ir.Constant(bytes_, ir.Undefined), mask)
+            found.append(code.to_floats(b.zext(part, code._words)))
+        return found
+
+    def word(self) -> Value:
+        """Returns a vector of the one word of inputs here, as `Code.dot` takes it."""
+        code, b, lanes = self.code, self.code.builder, self.code.lanes
+        if self.numbers == "f32":
+            return self._repeated(_F32, lanes, 4)
+        if self.numbers == "bf16":
+            return self._repeated(_I32, lanes, 4)
+        if in_word(self.numbers, code.target) == 4:
+            return self._repeated(_I32, lanes, 1)
+        pairs = b.bitcast(self._repeated(_I16, lanes, 1), ir.VectorType(_I8, 2 * lanes))
+        return b.bitcast(b.zext(pairs, ir.VectorType(_I16, 2 * lanes)), code._words)
+
+    def _repeated(self, kind: Any, count: int, align: int) -> Value:
+        b, vector = self.code.builder, ir.VectorType(kind, count)
+        one = b.load(self.value, align=align, typ=kind)
+        first = b.insert_element(ir.Constant(vector, ir.Undefined), one, ir.Constant(_I32, 0))
+        return b.shuffle_vector(
+            first, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(_I32, count), [0] * count)
+        )
 
     def prefetch(self) -> None:
         """Asks for the cache line here to be in L2 soon; any address will do."""
-        code, i32 = self.code, ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [_POINTER, i32, i32, i32])
-        name = "llvm.prefetch.p0"
-        function = code.module.globals.get(name) or ir.Function(code.module, kind, name)
-        code.builder.call(function, [self.value, *(ir.Constant(i32, n) for n in (0, 2, 1))])
-
-    def store(self, value: Value, *, aligned: bool = True) -> None:
-        """Writes a vector from here on."""
-        self.code.builder.store(value, self.value, align=4 * self.code.lanes if aligned else 4)
+        read, level, data = (ir.Constant(_I32, n) for n in (0, 2, 1))
+        self.code._call("llvm.prefetch.p0", ir.VoidType(), self.value, read, level, data)
 
 
 def _i64(value: Index) -> Value:

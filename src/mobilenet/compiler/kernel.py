@@ -7,10 +7,28 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from .targets import Target
+
 if TYPE_CHECKING:
     from .ir import Code
 
 Floats = NDArray[np.float32]
+Words = NDArray[np.int32]  # parameters: floats, whole numbers, or inputs' weights by the word
+
+SIZES = {"f32": 4, "bf16": 2, "u8": 1, "i32": 4}  # bytes of a number in memory
+
+
+def in_word(numbers: str, target: Target) -> int:
+    """Returns the inputs in a word of 32 bits, which a machine multiplies at a time."""
+    return {"f32": 1, "bf16": 2}.get(numbers) or (4 if "vnni" in target.words else 2)
+
+
+def four_order(target: Target, lanes: int | None = None) -> tuple[int, ...]:
+    """Returns which channel is where in four vectors that are stored as bytes at a time."""
+    lanes = lanes or target.lanes
+    if target.machine != "x86_64":
+        return tuple(range(4 * lanes))
+    return tuple(16 * (lane // 4) + 4 * vector + lane % 4 for vector in range(4) for lane in range(lanes))
 
 
 @dataclass(frozen=True)
@@ -20,7 +38,7 @@ class Kernel(ABC):
     @property
     @abstractmethod
     def parameters(self) -> int:
-        """Floats that it reads of its parameters."""
+        """Words of 32 bits that it reads of its parameters."""
 
     @abstractmethod
     def emit(self, code: "Code") -> None:
@@ -37,7 +55,9 @@ def whole(channels: int, lanes: int) -> int:
 
 
 def pad(array: Floats, axis: int, size: int) -> Floats:
-    """Returns the array with zeros behind it up to `size` in one axis."""
+    """Returns the array with zeros behind it up to `size` in one axis; itself where there are none."""
+    if array.shape[axis] == size:
+        return array
     pads = [(0, 0)] * array.ndim
     pads[axis] = (0, size - array.shape[axis])
     return np.pad(array, pads)

@@ -13,6 +13,7 @@ class Code:
 
     Attributes:
         address: of each function, by name.
+        size: bytes.
     """
 
     def __init__(self, image: bytes, functions: Mapping[str, int]) -> None:
@@ -24,12 +25,16 @@ class Code:
         wrong = [name for name, offset in functions.items() if not 0 <= offset < len(image)]
         if wrong:
             raise MobileNetError(f"compiled code: function {wrong[0][:60]!r} is outside of its {len(image)} bytes")
+        self.size = len(image)
         self._memory = mmap.mmap(-1, len(image), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._memory.write(image)
         start = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.mprotect(ctypes.c_void_p(start), ctypes.c_size_t(len(image)), mmap.PROT_READ | mmap.PROT_EXEC):
-            raise MobileNetError(f"compiled code: the system does not let it run: {os.strerror(ctypes.get_errno())}")
+            raise MobileNetError(
+                f"compiled code: the system does not let it run: {os.strerror(ctypes.get_errno())}; "
+                "MOBILENET_TARGET=numpy runs without"
+            )
         self.address = {name: start + offset for name, offset in functions.items()}
 
     def function(self, name: str) -> "ctypes._CFunctionType":

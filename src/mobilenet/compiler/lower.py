@@ -1,24 +1,26 @@
 """From a network to a plan: which kernel computes which rows when, and where everything lies. No LLVM, no weights."""
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal
 
-from ..arch import Network, Shape
-from . import dense, depthwise, matrix
+from ..arch import Layer, Network, Shape
+from . import dense, depthwise, depthwise_bytes, matrix, tiled
 from .add import Add
 from .conv import Conv
 from .dense import Dense
 from .depthwise import Depthwise
-from .kernel import Kernel, whole
+from .kernel import SIZES, Kernel, in_word, whole
 from .memory import ALIGNMENT, Buffer, place
 from .pointwise import Pointwise
 from .pool import Pool
 from .scale import Scale
 from .schedule import Call, Group, groups
-from .stages import Stage, input_channels, stages
+from .stages import STORED, Stage, alignment, input_channels, stages
 from .targets import Target
+from .tiled import Tiled, TiledConv
 
 Region = Literal["arena", "weights", "pixels"]
 
@@ -46,46 +48,103 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Integers:
+    """Is what the code for whole numbers depends on of a model's numbers.
+
+    Attributes:
+        endings: of each layer that rescales its sums, as `ending` says.
+        zeros: of each layer, what zero is in its input: for each channel, or one for all.
+        large: depthwise layers with sums that floats can't hold exactly.
+    """
+
+    endings: Mapping[str, str] = field(default_factory=dict)
+    zeros: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    large: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Fill:
+    """Is bytes of the arena that are a pattern, again and again, before the first image."""
+
+    offset: int
+    bytes: int
+    pattern: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Plan:
     """Is a network laid out for a target.
 
     Attributes:
-        network, target: what it is for.
+        network, target, precision: what it is for.
         parts: for each thread the calls for one image in their order; the first ones read pixels, as uint8. None is
             where it waits for the others.
         kernels: each distinct one, those for float32 pixels included.
         packed: for each stage with parameters its kernel and their offset in bytes.
-        weights, arena: bytes of the parameters and of all activations; the arena is zeros at first.
+        weights, arena: bytes of the parameters and of all activations; the arena is zeros at first, but for the fills.
+        fills: what is not.
+        zeroed: the parts of the arena, offset and bytes, that must be zeros or fills before each image.
         result: where in the arena the last layer's output is.
         stored: its shape there, channels in whole vectors.
+        numbers: what it is there.
     """
 
     network: Network
     target: Target
+    precision: str
     parts: tuple[tuple[Step | None, ...], ...]
     kernels: tuple[Kernel, ...]
     packed: dict[str, tuple[Kernel, int]]
     weights: int
     arena: int
+    fills: tuple[Fill, ...]
+    zeroed: tuple[tuple[int, int], ...]
     result: int
     stored: Shape
+    numbers: str
 
 
-def lower(network: Network, target: Target, *, fuse: bool = True, threads: int = 1) -> Plan:
-    """Returns the plan of a network for one image on so many threads; `fuse` False computes stage by stage."""
-    return _Lowering(network, target, fuse, threads).plan()
+def lower(
+    network: Network,
+    target: Target,
+    *,
+    precision: str = "f32",
+    integers: Integers | None = None,
+    fuse: bool = True,
+    threads: int = 1,
+    cache: int | None = None,
+) -> Plan:
+    """Returns the plan of a network for one image on so many threads; `fuse` False computes stage by stage.
+
+    Args:
+        precision: "f32", "bf16" (activations and the weights of products of matrices), or "int8".
+        integers: with int8, what the code depends on.
+        cache: bytes that may be kept between the layers of a fused block, None for what suits a server.
+    """
+    return _Lowering(network, target, precision, integers or Integers(), fuse, threads, cache).plan()
 
 
 def for_floats(kernel: Kernel) -> Kernel:
     """Returns the kernel that reads float32 pixels where `kernel` reads bytes."""
-    return replace(kernel, bytes=False) if isinstance(kernel, Scale) else kernel
+    return replace(kernel, reads="f32") if isinstance(kernel, Scale) else kernel
 
 
 class _Lowering:
-    def __init__(self, network: Network, target: Target, fuse: bool, threads: int) -> None:
+    def __init__(
+        self,
+        network: Network,
+        target: Target,
+        precision: str,
+        integers: Integers,
+        fuse: bool,
+        threads: int,
+        cache: int | None,
+    ) -> None:
         self.network, self.target, self.lanes, self.threads = network, target, target.lanes, threads
-        self.stages = stages(network, target.lanes)
-        self.groups = groups(self.stages, fuse, threads)
+        self.precision, self.integers = precision, integers
+        self.unit = alignment(target, precision)
+        self.stages = stages(network, target, precision)
+        self.groups = groups(self.stages, fuse, threads, cache)
         self.kernels = {stage.name: kernel for group in self.groups for stage, kernel in self._kernels(group)}
         self.packed: dict[str, tuple[Kernel, int]] = {}
         self.weights = 0
@@ -93,10 +152,19 @@ class _Lowering:
             if kernel.parameters:
                 self.packed[name] = kernel, self.weights
                 self.weights += -(-4 * kernel.parameters // ALIGNMENT) * ALIGNMENT
-        self.zeros = max(4 * stage.layer.input.width * whole(stage.layer.input.channels, self.lanes)
-                         for stage in self.stages)  # fmt: skip
-        self.zeros = max(self.zeros, *(4 * stage.pitch for stage in self.stages if stage.scales))
-        self.offsets, self.arena = place(self._buffers())
+        self.zeros: dict[tuple[int, ...], int] = {}  # for each pattern, the bytes of the longest row of it
+        for stage in self.stages:
+            size = stage.bytes if stage.scales else stage.layer.input.width * self._input_bytes(stage.layer)
+            self.zeros[self._zero(stage)] = max(self.zeros.get(self._zero(stage), 0), size)
+        self.buffers = self._buffers()
+        self.offsets, self.arena = place(self.buffers)
+
+    def _input_bytes(self, layer: Layer) -> int:
+        return SIZES[STORED[self.precision]] * whole(layer.input.channels, self.unit)
+
+    def _zero(self, stage: Stage) -> tuple[int, ...]:
+        """Returns what zero is in a stage's input."""
+        return self.integers.zeros.get(stage.layer.name, (0,))
 
     def plan(self) -> Plan:
         parts: list[list[Step | None]] = [[] for _ in range(self.threads)]
@@ -107,16 +175,27 @@ class _Lowering:
         used = dict.fromkeys(step.kernel for part in parts for step in part if step)
         distinct = dict.fromkeys(kernel for k in used for kernel in (k, for_floats(k)))
         last = self.network.layers[-1].output
+        padded = {stage.name: self._zero(stage) for stage in self.stages if stage.scales}
+        patterns = {**padded, **{_zeros(pattern): pattern for pattern in self.zeros}}
+        fills = [
+            Fill(self.offsets[buffer.name], buffer.bytes, patterns[name])
+            for buffer in self.buffers
+            if any(patterns.get(name := buffer.name.partition("@")[0], ()))
+        ]
         return Plan(
             self.network,
             self.target,
+            self.precision,
             tuple(map(tuple, parts)),
             tuple(distinct),
             self.packed,
             self.weights,
             self.arena,
+            tuple(fills),
+            tuple((self.offsets[b.name], b.bytes) for b in self.buffers if (b.first, b.last) == (0, len(self.groups))),
             self.offsets[self.stages[-1].name],
-            Shape(last.height, last.width, whole(last.channels, self.lanes)),
+            Shape(last.height, last.width, whole(last.channels, self.unit)),
+            self.stages[-1].numbers,
         )
 
     # ------------------------------------------------------------------------------------------------------ kernels
@@ -131,42 +210,52 @@ class _Lowering:
         return found
 
     def _kernel(self, stage: Stage, ring: int, counts: tuple[int, ...]) -> Kernel:
-        layer, lanes = stage.layer, self.lanes
-        stored, inputs = whole(layer.output.channels, lanes), input_channels(layer, lanes)
+        layer, lanes, numbers = stage.layer, self.lanes, STORED[self.precision]
+        stored, inputs = whole(layer.output.channels, self.unit), input_channels(layer, self.unit)
+        vectors, words = stored // lanes, -(-layer.input.channels // in_word(numbers, self.target))
+        ending = self.integers.endings.get(layer.name, layer.activation)
         (top, _), (left, right) = layer.padding
         if stage.scales:
-            return Scale(layer.input.width * inputs, stage.pitch, layer.name == self.network.layers[0].name)
+            first = layer.name == self.network.layers[0].name
+            scaled = first and self.precision != "int8"
+            return Scale(layer.input.width * inputs, stage.pitch, "u8" if first else numbers, stage.numbers, scaled)
         if layer.kind == "conv":
-            terms, width = layer.kernel**2 * inputs, layer.output.width
-            high, wide = matrix.tile_shape(self.target, width, (width,), stored // lanes, terms)
+            width = layer.output.width
+            reads = "u8" if self.precision == "int8" else "f32"
+            words = -(-layer.kernel * inputs // in_word(reads, self.target))
+            tiles = "tiles" in self.target.words and reads == "u8"
+            high, wide = matrix.tile_shape(self.target, width, (width,), vectors, layer.kernel * words)
+            if tiles:
+                high, wide, _, _, depth = tiled.shape((width,), min(vectors, 4), words, words, tall=1)
             row = (left + layer.input.width + right) * inputs
-            out = width, stored, layer.activation
-            return Conv(layer.input.height, ring, row, inputs, layer.kernel, layer.stride, top, *out, high, wide)
+            shape = layer.input.height, ring, row, inputs, layer.kernel, layer.stride, top, width, stored
+            facts = reads, numbers, *shape, ending, high, wide, words
+            return TiledConv(*facts, depth) if tiles else Conv(*facts)
         if layer.kind == "depthwise":
             high, wide = depthwise.tile_shape(self.target, layer.kernel, layer.output.width, min(counts))
-            return Depthwise(layer.input.height, layer.input.width, ring, stored, layer.kernel, layer.stride, top, left,
-                             layer.output.width, layer.activation, high, wide)  # fmt: skip
+            across = layer.output.width, ending, self._zero(stage)[0], layer.name in self.integers.large
+            down = layer.input.height, layer.input.width, ring, stored, layer.kernel, layer.stride, top, left
+            found = Depthwise(numbers, *down, *across, high, wide)
+            if numbers == "u8" and depthwise_bytes.fits(found):
+                return depthwise_bytes.of(found, self.target, min(counts))
+            return found
         if layer.kind == "pointwise":
             pixels = tuple(count * layer.output.width for count in counts)
             whole_map = layer.output.height * layer.output.width
-            high, wide = matrix.tile_shape(self.target, whole_map, pixels, stored // lanes, layer.input.channels)
+            adds = layer.adds is not None
+            if "tiles" in self.target.words and numbers != "f32":
+                room = inputs * SIZES[numbers] // 4
+                high, wide, tall, words, depth = tiled.shape(pixels, vectors, words, room)
+                ahead = tiled.lines_ahead(-(-pixels[0] // high), depth, wide) if counts == (stage.rows,) else 0
+                return Tiled(numbers, words, inputs, stored, vectors, ending, adds, high, wide, ahead, tall, depth)
+            high, wide = matrix.tile_shape(self.target, whole_map, pixels, vectors, words)
             # In strips the weights are in cache after the first; in one go every panel comes from the cache behind L2.
             ahead = matrix.lines_ahead(pixels[0] // high, wide, lanes) if counts == (stage.rows,) else 0
-            return Pointwise(
-                layer.input.channels,
-                inputs,
-                stored,
-                stored // lanes,
-                layer.activation,
-                layer.adds is not None,
-                high,
-                wide,
-                ahead,
-            )
+            return Pointwise(numbers, words, inputs, stored, vectors, ending, adds, high, wide, ahead)
         if layer.kind == "dense":
             wide = dense.panel_width(layer.output.channels, lanes)
-            return Dense(layer.input.channels, whole(layer.output.channels, wide * lanes), wide)
-        return Pool(layer.kind, layer.input.height * layer.input.width, stored)
+            return Dense(numbers, words, whole(layer.output.channels, wide * lanes), wide)
+        return Pool(numbers, layer.kind, ending, layer.input.height * layer.input.width, stored)
 
     # ------------------------------------------------------------------------------------------------------- memory
 
@@ -180,18 +269,19 @@ class _Lowering:
             if stage.layer.adds and not stage.scales:
                 last_use[stage.layer.adds] = max(last_use[stage.layer.adds], when[stage.name])
         last_use[self.stages[-1].name] = end
-        buffers = [Buffer("zeros", self.zeros, 0, end)]
+        buffers = [Buffer(_zeros(pattern), size + ALIGNMENT, 0, end) for pattern, size in self.zeros.items()]
         for number, group in enumerate(self.groups):
             for stage, ring in zip(group.stages, group.rings, strict=True):
                 kernel = self.kernels[stage.name]
-                floats = kernel.outputs if isinstance(kernel, Dense) else ring * stage.pitch
+                size = 4 * kernel.outputs if isinstance(kernel, Dense) else ring * stage.bytes
+                size += ALIGNMENT * (stage.numbers == "u8")  # words of bytes may be read beyond the last
                 lifetime = (0, end) if stage.scales else (number, last_use[stage.name])  # its zeros are never rewritten
                 for part in range(len(group.parts) if stage is not group.stages[-1] else 1):
-                    buffers.append(Buffer(_buffer(stage, part), 4 * floats, *lifetime))
+                    buffers.append(Buffer(_buffer(stage, part), size, *lifetime))
         return buffers
 
     def _row(self, stage: Stage, ring: int, row: int, part: int = 0) -> Place:
-        return Place("arena", self.offsets[_buffer(stage, part)] + 4 * (row % ring) * stage.pitch)
+        return Place("arena", self.offsets[_buffer(stage, part)] + (row % ring) * stage.bytes)
 
     # -------------------------------------------------------------------------------------------------------- steps
 
@@ -215,7 +305,10 @@ class _Lowering:
         if not isinstance(step.kernel, Conv) or not stage.layer.adds:
             return [step]
         shortcut = self._stage(stage.layer.adds)
-        return [step, replace(step, kernel=Add(stage.pitch), extra=self._row(shortcut, shortcut.rows, 0))]
+        return [
+            step,
+            replace(step, kernel=Add(stage.numbers, stage.pitch), extra=self._row(shortcut, shortcut.rows, 0)),
+        ]
 
     def _step(self, group: Group, call: Call, part: int) -> Step:
         stage, kernel = group.stages[call.stage], self.kernels[group.stages[call.stage].name]
@@ -224,9 +317,10 @@ class _Lowering:
         before, kept = self._before(group, call.stage)
         out = self._row(stage, group.rings[call.stage], begin, 0 if last else part)
         source = self._row(before, kept, 0, part if call.stage else 0) if before else Place("pixels", 0)
-        extra = Place("arena", self.offsets["zeros"])
+        extra = Place("arena", self.offsets[_zeros(self._zero(stage))])
         if isinstance(kernel, Scale):
-            out = Place("arena", out.offset + 4 * layer.padding[1][0] * input_channels(layer, self.lanes))
+            left = layer.padding[1][0] * input_channels(layer, self.unit)
+            out = Place("arena", out.offset + SIZES[stage.numbers] * left)
             mine = part if call.stage else 0
             source = self._row(before, kept, begin, mine) if before else Place("pixels", begin * kernel.length)
             begin, end = 0, end - begin
@@ -242,7 +336,7 @@ class _Lowering:
         elif isinstance(kernel, Dense):
             begin, end = 0, kernel.outputs // (kernel.wide * self.lanes)
         else:  # row 0 would be here, were all rows kept
-            out = Place("arena", out.offset - 4 * begin * stage.pitch)
+            out = Place("arena", out.offset - begin * stage.bytes)
         parameters = Place("weights", self.packed[stage.name][1] if stage.name in self.packed else 0)
         return Step(layer.name, kernel, out, source, parameters, extra, begin, end)
 
@@ -256,6 +350,10 @@ class _Lowering:
 
     def _stage(self, name: str) -> Stage:
         return next(stage for stage in self.stages if stage.name == name)
+
+
+def _zeros(pattern: tuple[int, ...]) -> str:
+    return f"zeros {pattern}"
 
 
 def _buffer(stage: Stage, part: int) -> str:
@@ -284,13 +382,14 @@ def _split_channels(step: Step, kernel: Pointwise, edges: list[int], lanes: int)
     found: list[Step | None] = []
     for first, after in pairwise(edges):
         vectors = min(after * kernel.wide, kernel.vectors) - first * kernel.wide
-        skipped = 4 * first * kernel.wide * lanes
+        skipped = first * kernel.wide * lanes
+        bytes_ = skipped * SIZES[kernel.numbers]
         mine = replace(
             step,
             kernel=replace(kernel, vectors=vectors),
-            out=_moved(step.out, skipped),
-            parameters=_moved(step.parameters, (1 + kernel.inputs) * skipped),
-            extra=_moved(step.extra, skipped) if kernel.adds else step.extra,
+            out=_moved(step.out, bytes_),
+            parameters=_moved(step.parameters, 4 * kernel.rows * skipped),
+            extra=_moved(step.extra, bytes_) if kernel.adds else step.extra,
         )
         found.append(mine if vectors > 0 else None)
     return found

@@ -2,16 +2,19 @@
 
 The sums of a tile stay in registers while the input channels go by; each input is read once a tile and multiplied with
 `vectors` vectors of weights, each vector of weights with `pixels` inputs. Weights are packed in the order in which they
-are read, panel by panel of `vectors` vectors: [panel][bias, then inputs][vectors · lanes].
+are read, panel by panel of `vectors` vectors: [panel][bias, then inputs, then the ending's][vectors · lanes]. Inputs go
+by in words of 32 bits, a float, two bfloat16 or two or four bytes, and so do their weights.
 """
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .kernel import Floats, pad, whole
+from .ending import finish, rows
+from .kernel import Floats, Words, in_word, pad
 from .targets import Target
 
 if TYPE_CHECKING:
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
 
 _L1 = 1 << 15  # bytes
 _LINE = 16  # floats in a cache line
-_UNROLL = 4  # rounds of the loop over inputs in one: its counter and jump cost nothing beside 4·24 multiply-adds
+UNROLL = 4  # rounds of the loop over inputs in one: its counter and jump cost nothing beside 4·24 multiply-adds
 
 
 @cache
@@ -30,7 +33,7 @@ def tile_shape(target: Target, pixels: int, counts: tuple[int, ...], vectors: in
         pixels: of the layer. They alone decide the vectors, so that weights are packed the same for every schedule.
         counts: of pixels that calls have; no tile is larger than the smallest.
         vectors: of output channels.
-        inputs: terms of each sum.
+        inputs: words of inputs of each sum.
     """
 
     def best(counts: tuple[int, ...], widths: Sequence[int]) -> tuple[int, int]:
@@ -67,20 +70,50 @@ def _tile_cycles(high: int, wide: int, inputs: int, lanes: int) -> float:
     return inputs * max(high * wide / 2, (high + wide) / 2, 4.0, weights) + high * wide + 10
 
 
-def pack(weight: Floats, bias: Floats, lanes: int, wide: int) -> Floats:
-    """Returns weights [inputs, outputs] and bias [outputs] in the order in which the tiles read them."""
-    table = pad(np.vstack([bias[None], weight]), 1, whole(bias.size, lanes))
-    step = wide * lanes
-    return np.concatenate([table[:, first : first + step].ravel() for first in range(0, table.shape[1], step)])
+def pack(rows: Sequence[NDArray[Any]], stored: int, step: int, fours: Sequence[int] = ()) -> Words:
+    """Returns rows [..., outputs] of words, bias, weights and the ending's, in the order in which the tiles read them.
+
+    Args:
+        stored: outputs with those that only fill a vector.
+        step: outputs of a panel.
+        fours: where outputs are stored as bytes, the order of those of four vectors.
+    """
+    lines = [row.reshape(-1, row.shape[-1]).view(np.int32) for row in rows]
+    count = sum(map(len, lines))
+    packed = np.zeros(count * stored, np.int32)  # filled in place: copies of copies are what a start's memory goes to
+    for first in range(0, stored, step):
+        panel = packed[count * first : count * min(first + step, stored)].reshape(count, -1)
+        line = 0
+        for part in lines:
+            piece = part[:, first : first + step]
+            panel[line : line + len(part), : piece.shape[1]] = piece
+            line += len(part)
+        if fours and (whole := panel.shape[1] // len(fours) * len(fours)):
+            groups = panel[:, :whole].reshape(count, -1, len(fours))
+            panel[:, :whole] = groups[..., list(fours)].reshape(count, whole)
+    return packed
 
 
-def for_panels(
-    code: "Code", vectors: int, wide: int, inputs: int, body: "Callable[[Index, Pointer, int], None]"
-) -> None:
-    """Calls the body for each panel with its first output channel, its parameters, and its vectors."""
+def words(weight: Floats, numbers: str, size: int) -> Words:
+    """Returns weights [..., inputs, outputs] by the word [..., words, outputs]: `size` inputs side by side in each."""
+    *rest, inputs, outputs = weight.shape
+    filled = pad(weight, weight.ndim - 2, -(-inputs // size) * size).reshape(*rest, -1, size, outputs)
+    kinds = {"f32": np.float32, "u8": np.int8 if size == 4 else np.int16}
+    numbers_ = to_bf16(filled) if numbers == "bf16" else filled.astype(kinds[numbers], copy=False)
+    return np.ascontiguousarray(np.moveaxis(numbers_, -2, -1)).view(np.int32)[..., 0]
+
+
+def to_bf16(x: Floats) -> NDArray[np.uint16]:
+    """Returns floats as the bits of bfloat16, rounded to the nearest, to the even one of two."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def for_panels(code: "Code", vectors: int, wide: int, rows: int, body: "Callable[[Index, Pointer, int], None]") -> None:
+    """Calls the body for each panel, of `rows` rows, with its first output channel, its parameters, and its vectors."""
     step = wide * code.lanes
     count, rest = divmod(vectors, wide)
-    parameters = code.parameters.shaped((1 + inputs) * step)
+    parameters = code.parameters.shaped(rows * step)
     if count == 1:
         body(0, parameters.at(0).shaped(step, 1), wide)
     elif count > 1:
@@ -94,18 +127,19 @@ def lines_ahead(tiles: int, wide: int, lanes: int) -> int:
 
     Measured: 12% of V2 1.0 224 and 16% of V1, whose 14 and 17 MB of weights come through L2 once an image.
     """
-    return min(-(-_UNROLL * wide * lanes // _LINE // tiles), 2 * wide)
+    return min(-(-UNROLL * wide * lanes // _LINE // tiles), 2 * wide)
 
 
-def ahead_of(panel: "Pointer", size: int, inputs: int, pixel: "Index", high: int, lines: int) -> "tuple[Pointer, int]":
-    """Returns `tile`'s `ahead` for the tile at `pixel`: each tile's share of what follows a panel of `size` floats."""
-    return panel.shaped(1).at(size).shaped(inputs * _LINE // _UNROLL * lines // high).at(pixel), lines
+def ahead_of(panel: "Pointer", size: int, rounds: int, pixel: "Index", high: int, lines: int) -> "tuple[Pointer, int]":
+    """Returns the `ahead` of the tile at `pixel`, each tile's share of what follows a panel of `size` words: where it
+    begins, and the cache lines to ask for in each of its `rounds`."""  # fmt: skip
+    return panel.shaped(1).at(size).shaped(rounds * _LINE * lines // high).at(pixel), lines
 
 
-def _ask(ahead: "tuple[Pointer, int]", k: "Index") -> None:
-    """Asks for the next lines; k counts the inputs, `_UNROLL` in each round."""
+def ask(ahead: "tuple[Pointer, int]", k: "Index", each: int = 1) -> None:
+    """Asks for a round's lines; k counts what goes by, `each` in a round."""
     begin, lines = ahead
-    place = begin.shaped(lines * _LINE // _UNROLL, _LINE).at(k)
+    place = begin.shaped(lines * _LINE // each, _LINE).at(k)
     for line in range(lines):
         place.at(line).prefetch()
 
@@ -122,16 +156,20 @@ def tile(
     """Returns the sums [high][wide] of a tile, bias included.
 
     Args:
-        segments: where each piece of the inputs begins, shaped [pixel][input].
-        length: inputs in each segment.
+        segments: where each piece of the inputs begins, shaped [pixel][number].
+        length: words of inputs in each segment.
         panel: parameters, shaped [bias, then inputs][channel].
         ahead: memory to ask for in the meantime: where it begins and cache lines for each round of the loop.
     """
     vectors = [v * code.lanes for v in range(wide)]
     # A loop even where it is short (the stem's runs are 9 inputs): written out, LLVM keeps what pixels side by side
     # have in common in more registers than there are, and takes 1.6 times as long.
-    unroll = 3 if length % 3 == 0 and length % _UNROLL else _UNROLL
-    sums = [panel.at(0, v).load() for v in vectors] * high
+    unroll = 3 if length % 3 == 0 and length % UNROLL else UNROLL
+    numbers = segments[0].numbers
+    size = in_word(numbers, code.target)
+    panel = panel.shaped(*panel.strides, numbers="f32" if numbers == "f32" else "i32")
+    biases = panel.shaped(*panel.strides, numbers="i32" if numbers == "u8" else "f32")
+    sums = [biases.at(0, v).load() for v in vectors] * high
     for number, segment in enumerate(segments):
         first = 1 + number * length
 
@@ -139,9 +177,47 @@ def tile(
             weights = [panel.at(code.sum(k, first), v).load() for v in vectors]
             found = []
             for p in range(high):  # one input at a time: read together they would push the sums out of the registers
-                x = segment.at(p, k).broadcast()
-                found += [code.fma(x, w, sums[p * wide + v]) for v, w in enumerate(weights)]
+                x = segment.at(p, code.product(k, size)).word()
+                found += [code.dot(numbers, x, w, sums[p * wide + v]) for v, w in enumerate(weights)]
             return found
 
-        sums = code.unrolled(length, unroll, accumulate, sums, (lambda k: _ask(ahead, k)) if ahead else None)
+        sums = code.unrolled(length, unroll, accumulate, sums, (lambda k: ask(ahead, k, UNROLL)) if ahead else None)
     return [sums[p * wide : (p + 1) * wide] for p in range(high)]
+
+
+def store(
+    code: "Code",
+    pixels: "Sequence[Sequence[Value]]",
+    ending: str,
+    panel: "Pointer",
+    out: "Pointer",
+    shortcut: "Pointer | None" = None,
+) -> None:
+    """Stores the sums of pixels side by side, as the ending says; bytes four vectors at a time where they lie together.
+
+    Args:
+        panel: the ending's parameters, shaped [row][channel].
+        out: the first pixel's first channel, shaped [pixel][channel], as is the shortcut.
+    """
+    names, lanes, wide = rows(ending, shortcut is not None), code.lanes, len(pixels[0])
+    places = [(p, v) for p in range(len(pixels)) for v in range(wide)]
+    together = wide % 4 == 0 or (wide < 4 and out.strides[0] == wide * lanes)
+
+    def finished(p: int, v: int, added: "Value | None") -> "Value":
+        def row(name: str, numbers: str) -> "Value":
+            return panel.shaped(*panel.strides, numbers=numbers).at(names.index(name), v * lanes).load()
+
+        return finish(code, pixels[p][v], ending, row, added)
+
+    while places:
+        p, v = places[0]
+        place, added = out.at(p, v * lanes), shortcut.at(p, v * lanes) if shortcut else None
+        if out.numbers == "u8" and len(places) >= 4 and (together or wide - v >= 4):
+            four, places = places[:4], places[4:]
+            natural = v + 4 > wide // 4 * 4
+            others = added.load_four(natural=natural) if added else [None] * 4
+            values = [finished(*place_, other) for place_, other in zip(four, others, strict=True)]
+            place.store_four(values, natural=natural)
+        else:
+            places = places[1:]
+            place.store(finished(p, v, added.load() if added else None))

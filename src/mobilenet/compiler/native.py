@@ -1,44 +1,83 @@
-"""Runs a model as machine code made for it: the engine of `engine.Engine`, with the same call, compiled."""
+"""Runs a model as machine code made for it."""
 
 import ctypes
 import os
-from collections.abc import Iterable, Sequence
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
+from itertools import chain, pairwise, zip_longest
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common.checks import integer
-from ..errors import UsageError
-from ..weights import fold
+from ..arch import Network
+from ..common.checks import choice
+from ..common.progress import counter
+from ..errors import MobileNetError, UsageError
+from ..quantized import EXACT, largest_sums
+from ..runner import Runner
+from ..weights import Folded
 from . import store
-from .driver import DRIVE, WAIT
-from .kernel import Floats, Kernel
+from .driver import DRIVE, MARK, STEP_WORDS, TOGETHER
+from .kernel import SIZES, Floats, Kernel, Words
 from .loader import Code
-from .lower import Plan, Step, for_floats, lower
-from .memory import ALIGNMENT
+from .lower import Integers, Plan, Step, for_floats, lower
 from .pack import aligned, pack
 from .targets import Target, choose
 
 if TYPE_CHECKING:
     from ..model import Model
+    from .profile import Profile
 
-_SPINS = 500  # of some 50 ns
+PRECISIONS = ("f32", "bf16", "int8")
 
 
-class NativeEngine:
-    """Computes logits from pixels; may be called from several threads at once.
-
-    An image's logits do not depend on the batch it comes in, nor on `threads`, bit by bit.
+@dataclass(frozen=True)
+class Made:
+    """Is what a compiled engine consists of, and how it came about.
 
     Attributes:
-        plan: what is computed when.
+        precision: of weights and activations.
+        target: the instruction set.
+        kernels: distinct pieces of code.
+        code: bytes of machine code.
+        weights: bytes, packed.
+        arena: bytes of activations that one image needs.
+        kept: the code's file in the cache; None if it could not be kept.
+        seconds: to make the engine, with or without compiling.
+    """
+
+    precision: str
+    target: str
+    kernels: int
+    code: int
+    weights: int
+    arena: int
+    kept: Path | None
+    seconds: float
+
+
+class NativeEngine(Runner):
+    """Is the compiled engine, as `Model.compile` makes it.
+
+    Attributes:
+        plan: what is computed when, for one image on one thread.
+        made: what it took to make it.
     """
 
     def __init__(
-        self, model: "Model", threads: int | None = None, *, target: str | None = None, fuse: bool = True
+        self,
+        model: "Model",
+        threads: int | None = None,
+        *,
+        precision: str | None = None,
+        target: str | None = None,
+        fuse: bool = True,
     ) -> None:
         """Compiles a model, or takes its code from the cache; later changes of the model do not reach this engine.
 
@@ -46,44 +85,59 @@ class NativeEngine:
             model: what to run.
             threads: over which the images of a batch, or the rows and channels of a single one, are split, from 1 to
                 1024; None for one a processor.
-            target: "avx512", "avx2", "sse" or "neon"; None for `MOBILENET_TARGET` or the best that runs here.
+            precision: "f32", "bf16", or "int8"; None for what the model's weights are.
+            target: a name of `targets.TARGETS`; None for `MOBILENET_TARGET` or the best that runs here.
             fuse: whether blocks are computed in strips that stay in cache, where that is faster.
 
         Raises:
-            UsageError: names `threads` or `target`, its value and the rule.
+            UsageError: names `threads`, `precision` or `target`, its value and the rule.
             MobileNetError: the code is not in the cache and llvmlite is not installed; says how to install it.
         """
-        if threads is None:
-            threads = len(os.sched_getaffinity(0))
-        integer("threads", threads, 1, 1024)
-        self.threads = threads
-        self.network = model.network
+        super().__init__(model.network, threads)
+        precision = precision or model.precision
+        choice("precision", precision, PRECISIONS)
+        if (precision == "int8") != (model.precision == "int8"):
+            fact = "is not quantised; Model.quantize makes one that is" if precision == "int8" else "is quantised"
+            raise UsageError(f"precision: got {precision!r}, but the model {fact}")
+        start = time.perf_counter()
         chosen = choose(target)
-        self.plan = lower(model.network, chosen, fuse=fuse)
-        together = lower(model.network, chosen, fuse=fuse, threads=threads) if threads > 1 else self.plan
-        code = _code(dict.fromkeys((*self.plan.kernels, *together.kernels)), chosen)
+        whole = model.precision == "int8"
+        facts = integers(model.network, model.tensors) if whole else None
+        make = partial(lower, model.network, chosen, precision=precision, integers=facts, fuse=fuse)
+        self.plan = make()
+        together = make(threads=self.threads) if self.threads > 1 else self.plan
+        kernels = tuple(dict.fromkeys((*self.plan.kernels, *together.kernels)))
+        code, kept = load_code(kernels, chosen)
         # One packing serves both plans: it does not depend on who computes which rows.
         scaling = model.preprocessing.mean, model.preprocessing.std
-        weights = pack(self.plan, fold(model.network, model.tensors), *scaling)
-        self._alone = _Tapes(self.plan, code, weights)
-        self._together = _Tapes(together, code, weights)
-        last = model.network.layers[-1]
-        pooled = last.kind in ("dense", "average_pool", "max_pool")
-        self._shape = last.output[2:] if pooled else tuple(last.output)
+        weights = pack(self.plan, model.tensors if whole else Folded(model.network, model.tensors), *scaling)
+        decode = partial(_floats, self.plan.numbers, _last_scale(model))
+        self._alone = _Tapes(self.plan, code, weights, decode)
+        self._together = _Tapes(together, code, weights, decode)
+        arenas = self.plan.arena, together.arena
+        self.made = Made(precision, chosen.name, len(kernels), code.size, weights.nbytes, max(arenas), kept,
+                         time.perf_counter() - start)  # fmt: skip
 
-    def __call__(self, pixels: NDArray[np.uint8] | Floats) -> Floats:
-        """Returns the logits of a batch, float32 [N, classes]; without the top [N, height, width, channels] or, pooled,
-        [N, channels].
+    def profile(self, pixels: NDArray[np.uint8] | Floats | None = None, seconds: float = 2.0) -> "Profile":
+        """Measures each layer, the whole, and what the machine can do at its best.
 
         Args:
-            pixels: uint8 or float32 [N, height, width, channels], values 0..255; N may be 0.
+            pixels: one image, [1, height, width, channels] as `__call__` takes it; None for noise.
+            seconds: to measure for, from 0.01 to 3600; more makes for figures that vary less.
 
         Raises:
-            UsageError: says which type and shape was given and which is needed.
-        """  # fmt: skip
-        self._check(pixels)
-        logits = np.empty((len(pixels), *self._shape), np.float32)
-        images: NDArray[Any] = np.ascontiguousarray(pixels)
+            UsageError: names the argument, its value and the rule.
+        """
+        from .profile import profile
+
+        return profile(self, pixels, seconds)
+
+    def marked(self) -> tuple[Plan, "_Tape"]:
+        """Returns the plan of one image on this engine's threads, and a tape of it that tells the time of each step."""
+        return self._together.plan, self._together.marked()
+
+    def _run(self, images: NDArray[Any], logits: Floats) -> None:
+        images = np.ascontiguousarray(images)
         workers = min(self.threads, len(images))
         if workers > 1:
             with ThreadPoolExecutor(workers) as pool:
@@ -91,23 +145,19 @@ class NativeEngine:
         else:
             for image, out in zip(images, logits, strict=True):
                 self._together.play(image, out)
-        return logits
-
-    def _check(self, pixels: object) -> None:
-        needed = f"needed uint8 or float32 [N, {', '.join(map(str, self.network.input))}], values 0..255"
-        if not isinstance(pixels, np.ndarray):
-            raise UsageError(f"pixels: got {type(pixels).__name__}, {needed}")
-        if pixels.dtype not in (np.uint8, np.float32) or pixels.shape[1:] != self.network.input:
-            one = "; one image alone is pixels[None]" if pixels.shape == self.network.input else ""
-            raise UsageError(f"pixels: got {pixels.dtype} {list(pixels.shape)}, {needed}{one}")
 
 
 class _Tapes:
     """Is a plan with as much memory as there are threads that run it at a time."""
 
-    def __init__(self, plan: Plan, code: Code, weights: Floats) -> None:
-        self._make = partial(_Tape, plan, code, weights)
+    def __init__(self, plan: Plan, code: Code, weights: Words, decode: "Decode" = np.asarray) -> None:
+        self.plan = plan
+        self._make = partial(_Tape, plan, code, weights, decode)
         self._idle: list[_Tape] = []  # list's append and pop are atomic
+
+    def marked(self) -> "_Tape":
+        """Returns a tape for measurements."""
+        return self._make(marked=True)
 
     def play(self, image: NDArray[Any], out: Floats) -> None:
         """Runs one image."""
@@ -120,29 +170,64 @@ class _Tapes:
 
 
 class _Tape:
-    """Is a plan with memory of its own, as tables of calls that the driver makes, one for each thread."""
+    """Is a plan with memory of its own, as tables of calls that the driver makes.
 
-    def __init__(self, plan: Plan, code: Code, weights: Floats) -> None:
-        self._arena = aligned(plan.arena)
+    Attributes:
+        marks: if asked for, the clock's ticks before each step of each part and after the last, of the last image.
+    """
+
+    def __init__(
+        self, plan: Plan, code: Code, weights: Words, decode: "Decode" = np.asarray, *, marked: bool = False
+    ) -> None:
+        self._arena = aligned(plan.arena).view(np.uint8)
+        for fill in plan.fills:
+            pattern = np.array(fill.pattern, np.uint8)
+            self._arena[fill.offset : fill.offset + fill.bytes] = np.resize(pattern, fill.bytes)
         self._weights, self._code = weights, code  # must live as long as their addresses are here
-        self._drive = code.function(DRIVE)
-        self._counter = aligned(ALIGNMENT).view(np.int64)
         bases = {"arena": self._arena.ctypes.data, "weights": weights.ctypes.data, "pixels": 0}
-        self._tables = [_Table(part, code, bases, self._counter, len(plan.parts)) for part in plan.parts]
-        stored = self._arena[plan.result // 4 :][: plan.stored.size].reshape(plan.stored)
+        self.marks = [np.zeros(len(part) + 1, np.int64) for part in plan.parts] if marked else []
+        self._tables = [_Table(part, code, bases, marks) for part, marks in zip_longest(plan.parts, self.marks)]
+        self._drive, self._together = code.function(DRIVE), code.function(TOGETHER)
+        self._flags = np.zeros((len(plan.parts) + 1) * (len(self._tables[0].edges) - 1), np.int64)
+        self._jobs = {bytes_: self._job(bytes_) for bytes_ in (True, False)} if len(plan.parts) > 1 else {}
+        size = plan.stored.size * SIZES[plan.numbers]
+        stored = self._arena[plan.result : plan.result + size].view(_KINDS[plan.numbers]).reshape(plan.stored)
         self._result = stored[..., : plan.network.layers[-1].output.channels]
+        self._decode = decode
         self._helpers: ThreadPoolExecutor | None = None
         self._process = 0
 
+    def _job(self, bytes_: bool) -> NDArray[np.int64]:
+        """Returns what `driver.TOGETHER` takes, for pixels that are bytes or floats."""
+        stretches = [pairwise(table.edges) for table in self._tables]
+        parts = [
+            (table.rows[bytes_].ctypes.data + begin * table.rows[bytes_].strides[0], end - begin)
+            for column in zip(*stretches, strict=True)
+            for table, (begin, end) in zip(self._tables, column, strict=True)
+        ]
+        count = len(self._tables)
+        return np.array(
+            [len(parts) // count, count, self._flags.ctypes.data, _yield_address(), *chain(*parts)], np.int64
+        )
+
     def play(self, image: NDArray[Any], out: Floats) -> None:
         """Runs one image [height, width, channels] and writes the last layer's output."""
-        first, *others = (table.of(image) for table in self._tables)
-        self._counter[0] = 0
-        helping = [self._pool(len(others)).submit(self._drive, *other) for other in others]
-        self._drive(*first)
-        for help in helping:
-            help.result()
-        out[...] = self._result.reshape(out.shape)
+        bytes_ = image.dtype == np.uint8
+        for table in self._tables:
+            table.read(image)
+        if self._jobs:
+            job = self._jobs[bytes_].ctypes.data
+            self._flags[:] = 0
+            helpers = range(1, len(self._tables))
+            helping = [self._pool(len(helpers)).submit(self._together, job, helper) for helper in helpers]
+            self._together(job, 0)
+            for help in helping:
+                if not help.cancel():  # what has not begun is not needed any more
+                    help.result()
+        else:
+            rows = self._tables[0].rows[bytes_]
+            self._drive(rows.ctypes.data, len(rows))
+        out[...] = self._decode(self._result).reshape(out.shape)
 
     def _pool(self, helpers: int) -> ThreadPoolExecutor:
         """Returns threads that sleep between images; new ones in a process that was forked, which has none."""
@@ -152,31 +237,82 @@ class _Tape:
 
 
 class _Table:
-    """Is one thread's calls; those that read pixels get their address when it is known."""
+    """Is one part's calls; those that read pixels get their address when it is known.
+
+    Attributes:
+        rows: a row for each call, for pixels that are bytes (True) or floats.
+        edges: where each stretch begins, at whose end all parts must be done, and where the last one ends.
+    """
 
     def __init__(
-        self, steps: Sequence[Step | None], code: Code, bases: dict[str, int], counter: NDArray[np.int64], threads: int
+        self, steps: Sequence[Step | None], code: Code, bases: dict[str, int], marks: NDArray[np.int64] | None
     ) -> None:
-        waits = 0
-        rows = []
-        for step in steps:
+        rows: list[list[int]] = []
+        readers: list[tuple[int, Step]] = []
+        self.edges = [0]
+        for number, step in enumerate(steps):
+            if marks is not None:
+                rows.append(_mark(code, marks, number))
             if step is None:
-                waits += threads
-                rows.append([code.address[WAIT], counter.ctypes.data, _yield_address(), 0, 0, waits, _SPINS])
-            else:
-                rows.append(_call(step, code.address[repr(step.kernel)], bases))
-        readers = [(n, step) for n, step in enumerate(steps) if step and step.source.region == "pixels"]
+                self.edges.append(len(rows))
+                continue
+            if step.source.region == "pixels":
+                readers.append((len(rows), step))
+            rows.append(_call(step, code.address[repr(step.kernel)], bases))
+        if marks is not None:
+            rows.append(_mark(code, marks, len(steps)))
+        if self.edges[-1] < len(rows) or len(self.edges) == 1:
+            self.edges.append(len(rows))
         self._readers = np.array([n for n, _ in readers], np.int64)
         self._offsets = np.array([step.source.offset for _, step in readers], np.int64)
-        self._bytes = np.array(rows, np.int64)
-        self._floats = self._bytes.copy()
-        self._floats[self._readers, 0] = [code.address[repr(for_floats(step.kernel))] for _, step in readers]
+        self.rows = {bytes_: np.array(rows, np.int64).reshape(-1, STEP_WORDS) for bytes_ in (True, False)}
+        self.rows[False][self._readers, 0] = [code.address[repr(for_floats(step.kernel))] for _, step in readers]
 
-    def of(self, image: NDArray[Any]) -> tuple[int, int]:
-        """Returns the address and the length of the table of an image's calls."""
-        table = self._bytes if image.dtype == np.uint8 else self._floats
-        table[self._readers, 2] = self._offsets * image.itemsize + image.ctypes.data
-        return table.ctypes.data, len(table)
+    def read(self, image: NDArray[Any]) -> None:
+        """Makes an image the one whose pixels are read."""
+        rows = self.rows[image.dtype == np.uint8]
+        rows[self._readers, 2] = self._offsets * image.itemsize + image.ctypes.data
+
+
+_KINDS: dict[str, Any] = {"f32": np.float32, "bf16": np.uint16, "u8": np.uint8}
+Decode = Callable[[NDArray[Any]], Floats]
+
+
+def _last_scale(model: "Model") -> tuple[float, float]:
+    """Returns scale and zero point of what the last layer stores, where those are bytes."""
+    last = model.network.layers[-1]
+    if model.precision != "int8" or last.kind == "dense":
+        return 1.0, 0.0
+    return float(model.tensors[f"{last.name}.scale"][0]), float(model.tensors[f"{last.name}.zero"][0])
+
+
+def _floats(numbers: str, last: tuple[float, float], stored: NDArray[Any]) -> Floats:
+    """Returns as floats what a plan's last layer has stored."""
+    if numbers == "bf16":
+        return (stored.astype(np.uint32) << 16).view(np.float32)
+    if numbers == "u8":
+        return (stored.astype(np.float32) - np.float32(last[1])) * np.float32(last[0])
+    return stored
+
+
+def integers(network: Network, tensors: Mapping[str, NDArray[Any]]) -> Integers:
+    """Returns what the code for a quantised model depends on."""
+    endings: dict[str, str] = {}
+    zeros: dict[str, tuple[int, ...]] = {}
+    zero = tuple(int(value) for value in tensors["pixels.zero"])
+    for layer in network.layers:
+        zeros[layer.name] = zero
+        if layer.kind in ("dense", "max_pool"):
+            continue
+        zero = (int(tensors[f"{layer.name}.zero"][0]),)
+        limits = int(tensors[f"{layer.name}.high"][0]) < 255 or (layer.activation != "linear" and zero != (0,))
+        endings[layer.name] = "rescaled+limits" if limits else "rescaled+zero" if zero != (0,) else "rescaled"
+    large = (x.name for x in network.layers if x.kind == "depthwise" and largest_sums(x, tensors).max() >= EXACT)
+    return Integers(endings, zeros, frozenset(large))
+
+
+def _mark(code: Code, marks: NDArray[np.int64], number: int) -> list[int]:
+    return [code.address[MARK], marks.ctypes.data + number * marks.itemsize, 0, 0, 0, 0, 0]
 
 
 def _call(step: Step, function: int, bases: dict[str, int]) -> list[int]:
@@ -189,14 +325,23 @@ def _yield_address() -> int:
     return ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value or 0
 
 
-def _code(kernels: Iterable[Kernel], target: Target) -> Code:
-    """Returns the kernels' code from the cache, or compiled now and kept."""
-    wanted = tuple(kernels)
-    name = store.key(wanted, target)
+def load_code(kernels: Sequence[Kernel], target: Target) -> tuple[Code, Path | None]:
+    """Returns the kernels' code from the cache, or compiled now and kept, and the file it is kept in."""
+    name = store.key(kernels, target)
     image = store.read(name)
-    if image is None:
+    if image is not None:
+        return Code(*image), store.folder() / name
+    try:
         from .build import build  # only here is LLVM needed
-
-        image = build(wanted, target)
-        store.write(name, image)
-    return Code(*image)
+    except ImportError as error:
+        raise MobileNetError(
+            f"compiling a network for the first time needs llvmlite, which can't be imported ({error}): pip "
+            "install llvmlite, or set MOBILENET_TARGET=numpy to run without compiled code"
+        ) from error
+    image = build(kernels, target, progress=counter("compiling"))
+    code = Code(*image)
+    try:
+        return code, store.write(name, image)
+    except MobileNetError as error:
+        warnings.warn(f"compiled code can't be kept for the next start: {error}", stacklevel=2)
+        return code, None

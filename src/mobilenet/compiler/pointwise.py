@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import matrix
+from . import ending, matrix
 from .kernel import Kernel
 
 if TYPE_CHECKING:
@@ -15,52 +15,57 @@ class Pointwise(Kernel):
     """Is the kernel; called with pixels begin..end, at least `high` of them.
 
     Attributes:
-        inputs: channels that are read of each pixel.
+        numbers: that inputs and outputs are.
+        inputs: words of inputs that are read of each pixel.
         stride: channels that are stored of each pixel of the input, from one to the next.
         outputs: channels that are stored of the output: whole vectors.
         vectors: of output channels that are computed.
-        activation: as of a `Layer`.
+        ending: as `ending` says.
         adds: whether `extra`, laid out as the output, is added after the activation.
         high, wide: the register tile: pixels and vectors.
         ahead: cache lines of the next panel's weights to ask for in each round of the loop over inputs; 0 for none.
     """
 
+    numbers: str
     inputs: int
     stride: int
     outputs: int
     vectors: int
-    activation: str
+    ending: str
     adds: bool
     high: int
     wide: int
     ahead: int
 
     @property
+    def rows(self) -> int:
+        """Rows of parameters: bias, inputs, and the ending's."""
+        return 1 + self.inputs + len(ending.rows(self.ending, self.adds))
+
+    @property
     def parameters(self) -> int:
-        """Floats that it reads of its parameters."""
-        return (1 + self.inputs) * self.outputs
+        """Words of 32 bits that it reads of its parameters."""
+        return self.rows * self.outputs
 
     def emit(self, code: "Code") -> None:
         """Writes the kernel."""
-        source = code.source.shaped(self.stride, 1)
-        out, shortcut = code.out.shaped(self.outputs, 1), code.extra.shaped(self.outputs, 1)
+        source = code.source.shaped(self.stride, 1, numbers=self.numbers)
+        out = code.out.shaped(self.outputs, 1, numbers=self.numbers)
+        shortcut = code.extra.shaped(self.outputs, 1, numbers=self.numbers)
 
         def panel(channel: "Index", parameters: "Pointer", wide: int) -> None:
             def tile(pixel: "Index") -> None:
                 piece = source.at(pixel).shaped(self.stride, 1)
                 ahead = None
                 if self.ahead:
-                    size = (1 + self.inputs) * wide * code.lanes
-                    ahead = matrix.ahead_of(parameters, size, self.inputs, pixel, self.high, self.ahead)
+                    size = self.rows * wide * code.lanes
+                    rounds = self.inputs // matrix.UNROLL
+                    ahead = matrix.ahead_of(parameters, size, rounds, pixel, self.high, self.ahead)
                 sums = matrix.tile(code, self.high, wide, [piece], self.inputs, parameters, ahead)
-                for p, row in enumerate(sums):
-                    for v, value in enumerate(row):
-                        place = (code.sum(pixel, p), code.sum(channel, v * code.lanes))
-                        value = code.activate(value, self.activation)
-                        if self.adds:
-                            value = code.add(value, shortcut.at(*place).load())
-                        out.at(*place).store(value)
+                last = parameters.shaped(wide * code.lanes, 1).at(1 + self.inputs).shaped(wide * code.lanes, 1)
+                added = shortcut.at(pixel, channel).shaped(self.outputs, 1) if self.adds else None
+                matrix.store(code, sums, self.ending, last, out.at(pixel, channel).shaped(self.outputs, 1), added)
 
             code.tiles(code.begin, code.end, self.high, tile)
 
-        matrix.for_panels(code, self.vectors, self.wide, self.inputs, panel)
+        matrix.for_panels(code, self.vectors, self.wide, self.rows, panel)

@@ -14,34 +14,42 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scale(Kernel):
-    """Is the kernel, x·scale + shift; called with rows begin..end. Parameters: scale [length], then shift [length].
+    """Is the kernel; called with rows begin..end.
 
     Attributes:
         length: values in a row, at least a vector's.
         stride: values from one row of the output to the next; the caller points behind the zeros on the left.
-        bytes: whether the source is uint8; float32 if not.
+        reads, writes: numbers of the source and of the output.
+        scaled: whether values are x·scale + shift, with parameters scale [length], then shift [length]; as they are if
+            not. Floats written as bytes are rounded.
     """
 
     length: int
     stride: int
-    bytes: bool
+    reads: str
+    writes: str
+    scaled: bool
 
     @property
     def parameters(self) -> int:
-        """Floats that it reads of its parameters."""
-        return 2 * self.length
+        """Words of 32 bits that it reads of its parameters."""
+        return 2 * self.length * self.scaled
 
     def emit(self, code: "Code") -> None:
         """Writes the kernel."""
-        source, out = code.source.shaped(self.length, 1), code.out.shaped(self.stride, 1)
+        source = code.source.shaped(self.length, 1, numbers=self.reads)
+        out = code.out.shaped(self.stride, 1, numbers=self.writes)
 
         def row(y: "Index") -> None:
             def vector(x: "Index") -> None:
-                place = code.sum(code.product(y, self.length), x)
-                pixels = source.load_bytes(place) if self.bytes else source.at(y, x).load(aligned=False)
-                scale = code.parameters.at(x).load(aligned=False)
-                shift = code.parameters.at(code.sum(x, self.length)).load(aligned=False)
-                out.at(y, x).store(code.fma(pixels, scale, shift), aligned=False)
+                value = source.at(y, x).load(aligned=False)
+                if self.scaled:
+                    scale = code.parameters.at(x).load(aligned=False)
+                    shift = code.parameters.at(code.sum(x, self.length)).load(aligned=False)
+                    value = code.fma(value, scale, shift)
+                if self.writes == "u8":
+                    value = code.rounded(value)
+                out.at(y, x).store(value, aligned=False)
 
             code.tiles(0, self.length, code.lanes, vector)
 

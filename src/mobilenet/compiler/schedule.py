@@ -11,7 +11,8 @@ from itertools import pairwise
 
 from .stages import Stage
 
-_CACHE = 1 << 19  # bytes that the rings of a group may take: half of the smallest L2 cache of today's servers
+CACHE = 1 << 19
+"""Bytes that the rings of a group may take: half of the smallest L2 cache of today\'s servers."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +84,16 @@ def _unwrapped(calls: Sequence[Call], stages: Sequence[Stage], rings: Sequence[i
     return found
 
 
-def groups(stages: Sequence[Stage], fuse: bool = True, threads: int = 1) -> list[Group]:
-    """Returns all stages in groups: the stem with the first block, every other block by itself where that pays.
+def groups(stages: Sequence[Stage], fuse: bool = True, threads: int = 1, cache: int | None = None) -> list[Group]:
+    """Returns all stages in groups that end where the least is between two stages, where that pays.
+
+    `cache` is the bytes that the rings of a group may take; None for `CACHE`.
 
     A group of one stage has one part: its one call may be split over threads in whatever way suits its kernel.
     """
     found: list[Group] = []
     for run in _runs(stages):
-        strip = _strip(run, threads) if fuse and len(run) > 1 else None
+        strip = _strip(run, threads, cache or CACHE) if fuse and len(run) > 1 else None
         if strip:
             found.append(group(run, strip, threads))
         else:
@@ -99,41 +102,42 @@ def groups(stages: Sequence[Stage], fuse: bool = True, threads: int = 1) -> list
 
 
 def _runs(stages: Sequence[Stage]) -> list[list[Stage]]:
-    """Returns the stages cut after every block, after what is added later, and around what needs all of its input.
+    """Returns the stages cut where there is least between two of them, after what is added later, and around what needs
+    all of its input.
 
-    A narrow V2 may add the stem's output to that of block 0, which is otherwise one group with it.
-    """
+    That is after the projections of V2, and after the depthwise layers of V1 that halve the map. A narrow V2 may add
+    the stem's output to that of block 0, which is otherwise one group with it.
+    """  # fmt: skip
     added = {stage.layer.adds for stage in stages}
     runs: list[list[Stage]] = []
     for stage in stages:
-        before = runs[-1][-1] if runs else None
+        run = runs[-1] if runs else []
         joins = (
-            before is not None
+            bool(run)
             and stage.by_rows
-            and before.by_rows
-            and (before.scales or before.layer.name not in added)
-            and before.layer.block in (None, stage.layer.block)
-            and stage.layer.block in (None, 0, before.layer.block)
+            and run[-1].by_rows
+            and (run[-1].scales or run[-1].layer.name not in added)
+            and not (len(run) > 1 and run[-2].size > run[-1].size < stage.size)
         )
         if joins:
-            runs[-1].append(stage)
+            run.append(stage)
         else:
             runs.append([stage])
     return runs
 
 
-def _strip(run: Sequence[Stage], threads: int) -> int | None:
+def _strip(run: Sequence[Stage], threads: int, cache: int) -> int | None:
     """Returns the rows of a strip; None if the group is better done stage by stage.
 
     Between stages done one by one everything goes through the cache behind L2 once it is larger than L2; strips save
     that, and read the weights once more each. So: not where everything fits, and the tallest strips that do fit.
     """
-    if 4 * max(stage.size for stage in run[:-1]) <= _CACHE:
+    if max(stage.size for stage in run[:-1]) <= cache:
         return None
     rows = -(-run[-1].rows // threads)
     for count in range(2 if threads == 1 else 1, rows + 1):
         strip = -(-rows // count)
         _, rings = _strips(run, strip, 0, run[-1].rows)
-        if sum(4 * ring * stage.pitch for ring, stage in zip(rings[:-1], run, strict=False)) <= _CACHE:
+        if sum(ring * stage.bytes for ring, stage in zip(rings[:-1], run, strict=False)) <= cache:
             return strip
     return None

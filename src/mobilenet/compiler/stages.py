@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 
 from ..arch import Layer, Network
-from .kernel import whole
+from .kernel import SIZES, whole
+from .targets import Target
+
+STORED = {"f32": "f32", "bf16": "bf16", "int8": "u8"}  # by precision, what activations are in memory
 
 
 @dataclass(frozen=True)
@@ -13,12 +16,14 @@ class Stage:
     Attributes:
         layer: the layer.
         scales: whether this is the scaling of the layer's input.
-        pitch: floats in a row of the output as it is stored: whole vectors of channels.
+        pitch: numbers in a row of the output as it is stored: whole vectors of channels.
+        numbers: that its output is.
     """
 
     layer: Layer
     scales: bool
     pitch: int
+    numbers: str
 
     @property
     def name(self) -> str:
@@ -41,9 +46,14 @@ class Stage:
         return (self.layer.input if self.scales else self.layer.output).height
 
     @property
+    def bytes(self) -> int:
+        """Bytes of a row of the output."""
+        return self.pitch * SIZES[self.numbers]
+
+    @property
     def size(self) -> int:
-        """Floats of the whole output."""
-        return self.rows * self.pitch
+        """Bytes of the whole output."""
+        return self.rows * self.bytes
 
     def needs(self, begin: int, end: int) -> tuple[int, int]:
         """Returns the rows of the input, first and after the last, that rows begin..end of the output are made from."""
@@ -57,17 +67,25 @@ class Stage:
         )
 
 
-def stages(network: Network, lanes: int) -> list[Stage]:
+def stages(network: Network, target: Target, precision: str) -> list[Stage]:
     """Returns the stages of a network in the order of computation."""
     found: list[Stage] = []
+    numbers, unit = STORED[precision], alignment(target, precision)
     for layer in network.layers:
         if layer.kind == "conv":
             width = sum(layer.padding[1]) + layer.input.width
-            found.append(Stage(layer, True, width * input_channels(layer, lanes)))
-        found.append(Stage(layer, False, layer.output.width * whole(layer.output.channels, lanes)))
+            rows = "u8" if precision == "int8" else "f32"
+            found.append(Stage(layer, True, width * input_channels(layer, unit), rows))
+        pitch = layer.output.width * whole(layer.output.channels, unit)
+        found.append(Stage(layer, False, pitch, "f32" if layer.kind == "dense" else numbers))
     return found
 
 
-def input_channels(layer: Layer, lanes: int) -> int:
+def alignment(target: Target, precision: str) -> int:
+    """Returns the channels that are stored together: a vector, and at least a word of 4 bytes of each pixel."""
+    return target.lanes if precision != "int8" else max(target.lanes, 16)
+
+
+def input_channels(layer: Layer, unit: int) -> int:
     """Returns the stored channels of a layer's input; an image's pixels are stored as they come."""
-    return layer.input.channels if layer.name == "stem" else whole(layer.input.channels, lanes)
+    return layer.input.channels if layer.name == "stem" else whole(layer.input.channels, unit)

@@ -1,36 +1,53 @@
 """Keeps compiled code on disk for the next start: private to the user, and checked before any of it is used.
 
-A file is the SHA-256 of the rest, the length of a JSON header, the header (where each function begins), the code. Its
-name is a hash of everything the code depends on: the kernels, the target, this package's own source and llvmlite.
+A file is the SHA-256 of the rest, the length of a JSON header, the header (which llvmlite compiled it, where each
+function begins), the code. Its name is a hash of what the code depends on: the kernels, the target, and this folder's
+own source. It is read once, into memory, and what was checked is what is run: nothing can be swapped in between.
+Processes that compile the same network at a time write the same file, each whole, and the last one stays.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import stat
 import struct
+import time
 from collections.abc import Sequence
 from functools import cache
-from importlib import metadata
+from importlib import util
 from pathlib import Path
 
-from ..common.files import read_regular, write_atomic
-from ..errors import DataError, MobileNetError
+from ..common.files import read_opened, shown, write_atomic
+from ..errors import MobileNetError
 from .kernel import Kernel
 from .targets import Target
 
 ENVIRONMENT = "MOBILENET_CODE"
-_LIMIT = 1 << 28  # bytes of a file; the largest network compiles to a hundredth of that
+LIMIT = 1 << 28  # bytes of all files together; a network compiles to 0.1 to 1 MB
+_NAME = re.compile(r"[0-9a-f]{64}")
+_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")  # as `write_atomic` names them
+_ABANDONED = 3600  # seconds after which nobody writes to a temporary file any more
+_USED = 86400  # seconds: so exact is the date on which a file was last used
 
 Image = tuple[bytes, dict[str, int]]
 
 
 def folder() -> Path:
-    """Returns where compiled code is kept: `MOBILENET_CODE`, or mobilenet/code in the user's cache."""
+    """Returns where compiled code is kept: `MOBILENET_CODE`, or mobilenet/code in the user's cache.
+
+    Raises:
+        MobileNetError: the user has no home folder, and neither variable is set.
+    """
     if given := os.environ.get(ENVIRONMENT):
         return Path(given)
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "mobilenet" / "code"
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "mobilenet" / "code"
+    try:
+        return Path.home() / ".cache" / "mobilenet" / "code"
+    except RuntimeError as error:
+        raise MobileNetError(f"there is no home folder to keep compiled code in; set {ENVIRONMENT}") from error
 
 
 def key(kernels: Sequence[Kernel], target: Target) -> str:
@@ -40,51 +57,104 @@ def key(kernels: Sequence[Kernel], target: Target) -> str:
 
 
 def read(name: str, where: Path | None = None) -> Image | None:
-    """Returns the code that was kept under a name; None if there is none, or it is not as it was written, or the folder
-    or file is another user's or can be written by others."""  # fmt: skip
-    path = (where or folder()) / name
+    """Returns the code that was kept under a name; None if there is none that can be used.
+
+    None as well: it is not as it was written; the folder or file is another user's or can be written by others; another
+    llvmlite than the one installed compiled it.
+    """
     try:
-        if not (_private(path.parent) and _private(path)):
+        path = (where or folder()) / name
+        data = _read_private(path)
+        if hashlib.sha256(data[32:]).digest() != data[:32]:
             return None
-        data = read_regular(path, _LIMIT, follow_symlinks=False)
-    except (OSError, DataError):
+        (size,) = struct.unpack_from("<Q", data, 32)
+        header = json.loads(data[40 : 40 + size])
+        if _llvmlite() not in ("", header["llvmlite"]):
+            return None
+        return data[40 + size :], header["functions"]
+    except (OSError, MobileNetError, ValueError, LookupError, TypeError, struct.error):
         return None
-    if hashlib.sha256(data[32:]).digest() != data[:32]:
-        return None
-    (size,) = struct.unpack_from("<Q", data, 32)
-    return data[40 + size :], json.loads(data[40 : 40 + size])
 
 
-def write(name: str, image: Image, where: Path | None = None) -> bool:
-    """Keeps code under a name; returns False where that can't be done: then the next start compiles again."""
+def write(name: str, image: Image, where: Path | None = None) -> Path:
+    """Keeps code under a name and returns its file; the files that were not used for the longest time make room.
+
+    Raises:
+        MobileNetError: names the folder and says why nothing can be kept there.
+    """
     where = where or folder()
     code, functions = image
-    header = json.dumps(functions).encode()
+    header = json.dumps({"llvmlite": _llvmlite(), "functions": functions}).encode()
     rest = struct.pack("<Q", len(header)) + header + code
     try:
         where.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not _private(where):
-            return False
-        write_atomic(where / name, hashlib.sha256(rest).digest() + rest)
-        (where / name).chmod(0o600)
-    except (OSError, MobileNetError):
-        return False
-    return True
+        if not _private(os.stat(where)):
+            raise MobileNetError(f"{shown(where)}: is another user's or can be written by others; set {ENVIRONMENT}")
+        write_atomic(where / name, hashlib.sha256(rest).digest() + rest, mode=0o600)
+    except OSError as error:
+        raise MobileNetError(f"{shown(where)}: can't be made: {error.strerror}") from error
+    with contextlib.suppress(OSError):
+        _make_room(where)
+    return where / name
 
 
-def _private(path: Path) -> bool:
+def _read_private(path: Path) -> bytes:
+    """Returns a file's bytes, of a folder and a file that nobody else can write, looking only at what was opened."""
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(path.name, flags, dir_fd=directory)
+        try:
+            status = os.fstat(descriptor)
+            if not (_private(os.fstat(directory)) and _private(status)):
+                raise MobileNetError(f"{shown(path)}: is another user's or can be written by others")
+            if time.time() - status.st_mtime > _USED:
+                with contextlib.suppress(OSError):  # of a cache that is read-only
+                    os.utime(descriptor)
+            return read_opened(descriptor, LIMIT, path)
+        finally:
+            os.close(descriptor)
+    finally:
+        os.close(directory)
+
+
+def _private(status: os.stat_result) -> bool:
     """Whether a folder or file is this user's and nobody else can write it."""
-    status = path.lstat()
     return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _make_room(where: Path) -> None:
+    """Removes the files used longest ago until the rest is within the limit, and what killed processes left behind."""
+    files: list[tuple[float, int, str]] = []
+    for name in os.listdir(where):
+        with contextlib.suppress(FileNotFoundError):  # another process makes room as well
+            status = os.lstat(where / name)
+            files.append((status.st_mtime, status.st_size, name))
+    total = 0
+    for used, size, name in sorted(files, reverse=True):
+        if _NAME.fullmatch(name):
+            total += size
+            stale = total > LIMIT
+        else:
+            stale = bool(_TEMPORARY.fullmatch(name)) and time.time() - used > _ABANDONED
+        if stale:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(where / name)
 
 
 @cache
 def _compiler() -> str:
-    """Returns what stands for the compiler: a hash of this folder's source, and llvmlite's version if it is here."""
+    """Returns a hash of this folder's source."""
     source = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         source.update(path.read_bytes())
-    try:
-        return f"{source.hexdigest()} {metadata.version('llvmlite')}"
-    except metadata.PackageNotFoundError:
-        return source.hexdigest()
+    return source.hexdigest()
+
+
+@cache
+def _llvmlite() -> str:
+    """Returns which llvmlite is installed, "" if none; `importlib.metadata` would take 15 ms to load."""
+    spec = util.find_spec("llvmlite")
+    if spec is None or spec.origin is None:
+        return ""
+    return next((path.name for path in Path(spec.origin).parents[1].glob("llvmlite-*.dist-info")), "unknown")

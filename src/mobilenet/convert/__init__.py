@@ -67,12 +67,19 @@ def _pickle(path: Path, head: bytes) -> bool:
     return head[:1] == b"\x80" or _archive_of("data.pkl")(path, head) or head[:10] == b"sys_info\x00\x00"
 
 
+def _graph_def(path: Path, head: bytes) -> bool:
+    """A GraphDef begins with a node, field 1, and that with its name, field 1 too."""
+    return head[:1] == b"\n" and b"\n" in head[2:7]
+
+
 SOURCES: tuple[Source, ...] = (
+    Source("TFLite", lambda _, head: head[4:8] == b"TFL3", "graphs.read_tflite"),
     Source("folder of transformers or timm", lambda path, _: (path / "config.json").is_file(), "model_folder.read"),
     Source("Keras .h5", lambda _, head: head[:8] == b"\x89HDF\r\n\x1a\n", "keras.read"),
     Source("Keras .keras", _archive_of("model.weights.h5"), "keras.read_archive"),
     Source("torch .pth", _pickle, "state_dict.read_pickle"),
     Source("safetensors", lambda _, head: head[8:9] == b"{", "state_dict.read"),
+    Source("TensorFlow frozen graph", _graph_def, "graphs.read_frozen_graph"),
 )
 
 _STATE_DICT = "state_dict.write"
@@ -101,7 +108,8 @@ def convert(
 
     Args:
         source: a file or folder: Keras .h5, .weights.h5 or .keras; .safetensors or .pth of torchvision, timm, d-li14 or
-            tonylins; a folder of transformers or timm; or the name of published weights, "imagenet/v2-1.0-224".
+            tonylins; a folder of transformers or timm; .tflite; a frozen graph (.pb); or the name of published weights,
+            "imagenet/v2-1.0-224".
         resolution: one side or (height, width), for files of weights alone; None for the file's own, or 224.
         labels: one a class, or a text file with a label a line; None for the source's own, or numbers.
         scaling: of the pixels, "inception", "imagenet" or "unit"; None for the source's own, or its library's usual.
@@ -160,6 +168,10 @@ def write(model: Model, path: str | os.PathLike[str], format: str) -> None:
     """
     if format not in FORMATS:
         raise UsageError(f"format: got {format!r}, needed one of {', '.join(FORMATS)}")
+    if model.precision != "f32":
+        raise ModelError(
+            f"format: {format} holds float32 weights, the model is {model.precision}; write the model it is of"
+        )
     _call(FORMATS[format].writer)(model, Path(path), format)
 
 

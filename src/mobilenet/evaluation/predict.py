@@ -26,11 +26,10 @@ from ..common.checks import choice, integer
 from ..common.files import shown
 from ..common.parallel import processors
 from ..data.layouts import EXTENSIONS
-from ..engine import Engine
 from ..errors import DataError, PhotoError, UsageError
-from ..model import Model, Prediction
+from ..model import Model, Prediction, softmax
 from ..photos.preprocessing import Preprocessing
-from .metrics import log_softmax
+from ..runner import Runner, runner
 
 Format = Literal["table", "jsonl", "json", "csv"]
 
@@ -190,14 +189,14 @@ def predict_paths(model: Model, paths: Iterable[Path], *, top: int = 5, batch_si
     return _predicted(classifier(model), model, paths, top, batch_size)
 
 
-def classifier(model: Model) -> Engine:
+def classifier(model: Model) -> Runner:
     """Returns the model's engine, or raises a `UsageError` if the model ends before its classifier."""
     if not model.network.include_top:
         raise UsageError(f"model: {model.network} has no classifier; needed is one with include_top=True")
-    return Engine(model)
+    return runner(model)
 
 
-def _predicted(engine: Engine, model: Model, paths: Iterable[Path], top: int, batch_size: int) -> Iterator[Row]:
+def _predicted(engine: Runner, model: Model, paths: Iterable[Path], top: int, batch_size: int) -> Iterator[Row]:
     for batch in batches(paths, model.preprocessing, batch_size):
         good = [pixels for _, pixels in batch if not isinstance(pixels, PhotoError)]
         answers = iter(engine(np.stack(good)) if good else ())
@@ -211,8 +210,7 @@ def _predicted(engine: Engine, model: Model, paths: Iterable[Path], top: int, ba
 def _row(path: Path, logits: NDArray[np.float32], labels: tuple[str, ...], top: int) -> Row:
     if not np.isfinite(logits).all():
         return Row(path, error="the model's answer is not finite; are its weights whole?")
-    scores = np.exp(log_softmax(logits)).astype(np.float32)
-    return Row(path, tuple(Prediction(scores, labels).top(top)))
+    return Row(path, tuple(Prediction(softmax(logits), labels).top(top)))
 
 
 # ---------------------------------------------------------------------------------------------------- rows to text

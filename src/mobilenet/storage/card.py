@@ -12,7 +12,9 @@ from ..cost import cost
 _SHOWN_LABELS = 20
 
 
-def text(network: Network, labels: Sequence[str] | None, notes: Mapping[str, Any]) -> str:
+def text(
+    network: Network, labels: Sequence[str] | None, notes: Mapping[str, Any], int8_bytes: int | None = None
+) -> str:
     """Returns the card in Markdown.
 
     Args:
@@ -20,14 +22,15 @@ def text(network: Network, labels: Sequence[str] | None, notes: Mapping[str, Any
         labels: of the classes, or None.
         notes: section -> fact -> value, as {"Accuracy": {"top-1": 0.93}}; a value that is no section of its own stands
             in the section "Facts".
+        int8_bytes: size of the weights of an int8 model; None for float32.
     """
     paper = {"v1": "arXiv 1704.04861", "v2": "arXiv 1801.04381"}[network.family]
-    spent = cost(network)
+    spent = cost(network, bytes_per_element=1 if int8_bytes else 4)
     facts = {
         "Architecture": f"{network} ({paper})",
         "Multiply-adds": f"{spent.macs:,}",
         "Parameters": f"{spent.params:,}",
-        "Weights": bytes_text(4 * spent.total_params),
+        "Weights": bytes_text(int8_bytes or 4 * spent.total_params) + (", int8" if int8_bytes else ""),
         "Peak memory of activations": bytes_text(spent.peak_memory),
         "Classes": _classes(network, labels),
     }

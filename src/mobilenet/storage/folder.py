@@ -12,8 +12,11 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
+from numpy.typing import NDArray
+
+from .. import quantized
 from ..arch import Network
 from ..common import strict_json
 from ..common.checks import refuse_unknown, short
@@ -21,13 +24,14 @@ from ..common.files import read_regular, shown, write_atomic
 from ..errors import DataError, MobileNetError, ModelError
 from ..photos.preprocessing import Preprocessing
 from ..weights import check, check_shapes, check_values
-from . import card, tensors_file
-from .tensors_file import Shapes, Tensors
+from . import tensors_file
+from .tensors_file import Shapes
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 FORMAT, VERSION = "mobilenet model", 1
 
 _KEYS = ("format", "version", "network", "labels", "preprocessing", "sha256", "notes")
+_PRECISION = "precision"  # the key that only the config of an int8 model has
 _STAGED = re.compile(r"model\.[0-9a-f]{16}\.safetensors")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")  # as `write_atomic` names them
 _ABANDONED = 3600  # seconds after which nobody writes to a temporary file any more
@@ -36,23 +40,27 @@ _RETRIES = 100  # of reading a folder that somebody saves into: each one more ta
 
 _T = TypeVar("_T")
 
+Precision = Literal["f32", "int8"]
+
 
 class Stored(NamedTuple):
     """Is what a model folder holds.
 
     Attributes:
         network: the architecture.
-        tensors: by name, float32.
+        tensors: by name, those of `network.tensors` in float32, or of an int8 model those of `quantized.specs`.
         labels: one for each class, or None if the classes have numbers only.
         preprocessing: how a photo becomes the network's input.
         notes: facts of the run that made the model, as plain data: section -> fact -> value.
+        precision: "f32" or "int8".
     """
 
     network: Network
-    tensors: Tensors
+    tensors: dict[str, NDArray[Any]]
     labels: tuple[str, ...] | None
     preprocessing: Preprocessing
     notes: Mapping[str, Any]
+    precision: Precision = "f32"
 
 
 def save(folder: str | os.PathLike[str], stored: Stored, *, allow_nonfinite: bool = False) -> None:
@@ -67,13 +75,16 @@ def save(folder: str | os.PathLike[str], stored: Stored, *, allow_nonfinite: boo
     """
     folder = Path(folder)
     network = stored.network
-    check(network, stored.tensors, allow_nonfinite=allow_nonfinite)
+    check_tensors(network, stored.tensors, stored.precision, allow_nonfinite=allow_nonfinite)
     check_labels(network, stored.labels)
     check_preprocessing(network, stored.preprocessing)
-    data = tensors_file.encode({name: stored.tensors[name] for name in network.tensors})
+    names = quantized.specs(network) if stored.precision == "int8" else network.tensors
+    data = tensors_file.encode({name: stored.tensors[name] for name in names})
     sha256 = hashlib.sha256(data).hexdigest()
     config = _config(stored, sha256)
-    text = card.text(network, stored.labels, stored.notes).encode()
+    from . import card  # predicting needs none of what it imports
+
+    text = card.text(network, stored.labels, stored.notes, len(data) if stored.precision == "int8" else None).encode()
     made = _make(folder)
     try:
         _refuse_other_files(folder)
@@ -107,6 +118,26 @@ def load(folder: str | os.PathLike[str], *, allow_nonfinite: bool = False) -> St
             if _identity(path) == before:  # else a new model took its place meanwhile
                 raise
     return _load(path, _read_config(path), allow_nonfinite)
+
+
+def load_float(folder: str | os.PathLike[str]) -> Stored:
+    """Reads a model folder as `load` does; raises a `ModelError` too where the model is quantised."""
+    stored = load(folder)
+    if stored.precision != "f32":
+        raise ModelError(
+            f"{shown(os.fspath(folder))}: is an int8 model; needed is the float32 model that it was made from"
+        )
+    return stored
+
+
+def check_tensors(
+    network: Network, tensors: Mapping[str, NDArray[Any]], precision: Precision, *, allow_nonfinite: bool = False
+) -> None:
+    """Raises a `ModelError` unless the tensors are those of a model of this precision."""
+    if precision == "int8":
+        quantized.check(network, tensors)
+    else:
+        check(network, tensors, allow_nonfinite=allow_nonfinite)
 
 
 def check_labels(network: Network, labels: Sequence[str] | None) -> None:
@@ -143,7 +174,7 @@ def _config(stored: Stored, sha256: str) -> bytes:
         "preprocessing": stored.preprocessing.to_dict(),
         "sha256": sha256,
         "notes": stored.notes,
-    }
+    } | ({_PRECISION: stored.precision} if stored.precision == "int8" else {})
     try:
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode()
         strict_json.parse(text)
@@ -236,11 +267,14 @@ def _load(path: Path, text: bytes, allow_nonfinite: bool) -> Stored:
         sha256 = config["sha256"]
         if sha256 is not None and not (isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256)):
             raise ModelError(f"sha256: got {short(sha256)}, needed 64 hexadecimal digits, or null for no check")
-    tensors = _read_weights(path.parent, network, sha256)
-    if not allow_nonfinite:
-        with _named(path.parent / WEIGHTS):
+        precision = _precision(config)
+    tensors = _read_weights(path.parent, network, sha256, precision)
+    with _named(path.parent / WEIGHTS):
+        if precision == "int8":
+            quantized.check_values(network, tensors)
+        elif not allow_nonfinite:
             check_values(tensors)
-    return Stored(network, tensors, labels, preprocessing, notes)
+    return Stored(network, tensors, labels, preprocessing, notes, precision)
 
 
 @contextlib.contextmanager
@@ -257,11 +291,19 @@ def _network(config: object) -> Network:
         raise ModelError(f"is not the config of a model: needed is an object with the format {FORMAT!r}")
     if config.get("version") != VERSION:
         raise ModelError(f"version: got {short(config.get('version'))}, this program reads version {VERSION}")
-    refuse_unknown("config", config, _KEYS)
+    refuse_unknown("config", config, (*_KEYS, _PRECISION))
     missing = [key for key in _KEYS if key not in config]
     if missing:
         raise ModelError(f"config: the key {missing[0]!r} is missing")
     return Network.from_dict(config["network"])
+
+
+def _precision(config: Mapping[str, Any]) -> Precision:
+    if _PRECISION not in config:
+        return "f32"
+    if config[_PRECISION] != "int8":
+        raise ModelError(f"{_PRECISION}: got {short(config[_PRECISION])}, needed 'int8', or no such key for float32")
+    return "int8"
 
 
 def _kind(name: str, value: object, kind: type[_T]) -> _T:
@@ -270,12 +312,13 @@ def _kind(name: str, value: object, kind: type[_T]) -> _T:
     return value
 
 
-def _read_weights(folder: Path, network: Network, sha256: str | None) -> Tensors:
+def _read_weights(folder: Path, network: Network, sha256: str | None, precision: Precision) -> dict[str, NDArray[Any]]:
     def choose(shapes: Shapes) -> Iterable[str]:
-        return check_shapes(network, shapes)
+        return quantized.check_shapes(network, shapes) if precision == "int8" else check_shapes(network, shapes)
 
+    types = quantized.types(network) if precision == "int8" else None
     names = [WEIGHTS] if sha256 is None else [_staged(sha256), WEIGHTS]  # the first if a save was interrupted
     for name in names:
         with contextlib.suppress(FileNotFoundError):
-            return tensors_file.read(folder / name, choose, sha256)
+            return tensors_file.read(folder / name, choose, sha256, types=types)
     raise ModelError(f"{shown(folder / WEIGHTS)}: is missing; {CONFIG} is there, the weights are not")

@@ -1,4 +1,4 @@
-"""The safetensors format, float32 alone: written as the library writes it, read strictly and within a known memory.
+"""The safetensors format, of three types: written as the library writes it, read strictly and within a known memory.
 
 The file: 8 bytes little-endian length of the header; the header, JSON of name -> dtype, shape and [begin, end] in the
 data; the data. A reader here accepts any order of the tensors, but no hole, no overlap and no byte left over, and it
@@ -12,7 +12,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,14 +26,17 @@ from ..errors import ModelError
 
 Tensors = dict[str, NDArray[np.float32]]
 Shapes = dict[str, tuple[int, ...]]
+Types = Mapping[str, str]
+"""Names of tensors -> "float32", "int8" or "int32"."""
 
 _LENGTH_BYTES = 8
 _MAX_RANK = 8
 _MAX_SIDE = 1 << 48
-_ON_DISK = np.dtype("<f4")
+_CODES = {"float32": "F32", "int8": "I8", "int32": "I32"}
 _BFLOAT16 = np.dtype("<u2")
-# What other programs' files hold besides: floats, which become float32, and counters, which nobody reads.
-_FOREIGN: dict[str, np.dtype[Any]] = {
+# What other programs' files hold: floats, which become float32, and counters, which nobody reads.
+_FOREIGN = ("F32", "F16", "BF16", "F64", "I64")
+_TYPES = {code: np.dtype(name).newbyteorder("<") for name, code in _CODES.items()} | {
     "F16": np.dtype("<f2"),
     "BF16": _BFLOAT16,
     "F64": np.dtype("<f8"),
@@ -42,33 +45,37 @@ _FOREIGN: dict[str, np.dtype[Any]] = {
 
 
 class _Entry(NamedTuple):
+    code: str
     shape: tuple[int, ...]
     begin: int
     end: int
-    dtype: str
 
 
 def encode(
-    tensors: Mapping[str, NDArray[np.float32]],
+    tensors: Mapping[str, NDArray[Any]],
     metadata: Mapping[str, str] | None = None,
     counters: Iterable[str] = (),
 ) -> bytes:
-    """Returns the file that holds the tensors in the order given, data aligned to 8 bytes as the library aligns it.
+    """Returns the file that holds float32, int8 and int32 tensors, data aligned to 8 bytes as the library aligns it.
+
+    They come in the order given, those of one byte an item last, so that all items are aligned to their own size.
 
     Args:
         tensors: by name.
         metadata: None for none.
-        counters: names of whole numbers, all 0, that come before the tensors.
+        counters: names of whole numbers of 8 bytes, all 0, that come before the tensors.
     """
     header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
-    parts = [np.asarray(tensor, _ON_DISK, order="C") for tensor in tensors.values()]
+    ordered = sorted(tensors.items(), key=lambda item: -item[1].itemsize)
+    parts = [np.asarray(tensor, _TYPES[_CODES[tensor.dtype.name]], order="C") for _, tensor in ordered]
     offset = 0
     for name in counters:
         header[name] = {"dtype": "I64", "shape": [], "data_offsets": [offset, offset + 8]}
         offset += 8
     zeros = bytes(offset)
-    for name, part in zip(tensors, parts, strict=True):
-        header[name] = {"dtype": "F32", "shape": part.shape, "data_offsets": [offset, offset + part.nbytes]}
+    for (name, tensor), part in zip(ordered, parts, strict=True):
+        code = _CODES[tensor.dtype.name]
+        header[name] = {"dtype": code, "shape": part.shape, "data_offsets": [offset, offset + part.nbytes]}
         offset += part.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -81,8 +88,9 @@ def read(
     sha256: str | None = None,
     *,
     follow_symlinks: bool = False,
+    types: Types | None = None,
     foreign: bool = False,
-) -> Tensors:
+) -> dict[str, NDArray[Any]]:
     """Reads tensors of a file.
 
     Args:
@@ -91,6 +99,7 @@ def read(
             the names to read, or raises.
         sha256: of the whole file, in hexadecimal, checked if given; then `choose` must return all names.
         follow_symlinks: False refuses a symbolic link in place of the file.
+        types: that the tensors must have, by name; None for float32 alone.
         foreign: takes floats of other widths as well, and turns them into float32; integers may be in the file.
 
     Raises:
@@ -100,17 +109,19 @@ def read(
     with _open(path, follow_symlinks) as file:
         size = os.fstat(file.fileno()).st_size
         try:
-            head, entries = _read_header(file, size, foreign)
+            head, entries = _read_header(file, size, types, foreign)
             wanted = set(choose({name: entry.shape for name, entry in entries.items()}))
             digest = hashlib.sha256(head)
-            tensors: Tensors = {}
+            tensors: dict[str, NDArray[Any]] = {}
             for name, entry in entries.items():
                 if name in wanted:
                     file.seek(len(head) + entry.begin)
-                    raw = np.empty(entry.shape, _dtype(entry.dtype))
+                    raw = np.empty(entry.shape, _TYPES[entry.code])
                     _fill(file, raw.reshape(-1).view(np.uint8).data)
                     digest.update(raw.data)
-                    tensors[name] = _float32(name, raw)
+                    tensors[name] = (
+                        _float32(name, raw) if foreign else raw.astype(raw.dtype.newbyteorder("="), copy=False)
+                    )
         except ValueError as error:
             raise ModelError(f"{shown(path)}: {error}") from error
         except OSError as error:
@@ -149,10 +160,6 @@ def _fill(file: io.FileIO, buffer: memoryview) -> None:
         done += count
 
 
-def _dtype(name: str) -> np.dtype[Any]:
-    return _FOREIGN.get(name, _ON_DISK)
-
-
 def _float32(name: str, raw: NDArray[Any]) -> NDArray[np.float32]:
     if raw.dtype == _BFLOAT16:  # the upper half of a float32
         return (raw.astype(np.uint32) << 16).view(np.float32)
@@ -162,7 +169,7 @@ def _float32(name: str, raw: NDArray[Any]) -> NDArray[np.float32]:
         return raw.astype(np.float32, copy=False)
 
 
-def _read_header(file: io.FileIO, size: int, foreign: bool) -> tuple[bytes, dict[str, _Entry]]:
+def _read_header(file: io.FileIO, size: int, types: Types | None, foreign: bool) -> tuple[bytes, dict[str, _Entry]]:
     """Returns the bytes before the data, and the entries in the order of the data, which they cover exactly."""
     if size < _LENGTH_BYTES:
         raise ValueError(f"has {size} bytes, a safetensors file begins with {_LENGTH_BYTES} bytes of length")
@@ -183,30 +190,39 @@ def _read_header(file: io.FileIO, size: int, foreign: bool) -> tuple[bytes, dict
     if not isinstance(header, dict):
         raise ValueError(f"the header is {short(header)}, an object is needed")
     header.pop("__metadata__", None)
-    entries = {name: _entry(name, value, foreign) for name, value in header.items()}
-    ordered = dict(sorted(entries.items(), key=lambda item: item[1][1:3]))
+    entries = {name: _entry(name, value, _needed(name, types, foreign)) for name, value in header.items()}
+    ordered = dict(sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)))
     _check_layout(ordered, size - _LENGTH_BYTES - length)
     return bytes(head + text), ordered
 
 
-def _entry(name: str, value: object, foreign: bool) -> _Entry:
+def _needed(name: str, types: Types | None, foreign: bool) -> Sequence[str]:
+    """Returns the codes that a tensor's type may have."""
+    if foreign:
+        return _FOREIGN
+    if types is None:
+        return ("F32",)
+    # A tensor of a name that is not known may have any type here: `choose` knows names better.
+    return [_CODES[types[name]]] if name in types else list(_CODES.values())
+
+
+def _entry(name: str, value: object, needed: Sequence[str]) -> _Entry:
     where = f"tensor {short(name)}"
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{where} is {short(value)}, needed are exactly dtype, shape and data_offsets")
-    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if dtype != "F32" and not (foreign and isinstance(dtype, str) and dtype in _FOREIGN):
-        needed = "one of F32, F16, BF16, F64" if foreign else "'F32'"
-        raise ValueError(f"{where} has dtype {short(dtype)}, needed is {needed}")
+    code, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if code not in needed:
+        raise ValueError(f"{where} has dtype {short(code)}, needed is {' or '.join(map(repr, needed))}")
     if not _counts(shape) or len(shape) > _MAX_RANK:
         raise ValueError(f"{where} has shape {short(shape)}, needed is a list of whole numbers from 0")
     if not _counts(offsets) or len(offsets) != 2:
         raise ValueError(f"{where} has data_offsets {short(offsets)}, needed are [begin, end]")
     begin, end = offsets
-    needed_bytes = _dtype(dtype).itemsize * math.prod(shape)
-    if end - begin != needed_bytes:
-        raise ValueError(f"{where} of shape {tuple(shape)} needs {needed_bytes:,} bytes of data, "
+    size = _TYPES[code].itemsize * math.prod(shape)
+    if end - begin != size:
+        raise ValueError(f"{where} of shape {tuple(shape)} needs {size:,} bytes of data, "
                          f"its data_offsets {begin} to {end} do not fit")  # fmt: skip
-    return _Entry(tuple(shape), begin, end, dtype)
+    return _Entry(code, tuple(shape), begin, end)
 
 
 def _counts(value: object) -> bool:

@@ -50,7 +50,7 @@ def read(path: Path, network: Network, by_name: bool) -> tuple[Tensors, Transfer
     """
     suffix = path.suffix.lower()
     if path.is_dir():
-        stored = folder.load(path)
+        stored = folder.load_float(path)
         done = _named(path, _by_layer(network.tensors), _by_layer(stored.network.tensors), by_name)
         tensors = {name: stored.tensors[name] for name in _names(network, done)}
     elif suffix == ".safetensors":

@@ -5,6 +5,7 @@ They are computed once, so this costs two forward passes a photo; and the networ
 of a random classifier when fine-tuning begins.
 """
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
@@ -54,7 +55,7 @@ class Source(NamedTuple):
     @staticmethod
     def load(path: Path) -> "Source":
         """Reads a model folder; raises `ModelError` as `folder.load` does."""
-        stored = folder.load(path)
+        stored = folder.load_float(path)
         network = stored.network
         if not network.include_top:
             network = network.replace(include_top=True, pooling=None)
@@ -111,6 +112,17 @@ def frozen_features(model: TorchMobileNet, cache: Cache, plan: Plan, device: tor
                 features.append(model.pooled(augment.apply(photos, packed, plan.preprocessing)).float())
             labels.append(torch.from_numpy(cache.labels[part]).to(device))
     return torch.cat(features), torch.cat(labels)
+
+
+def central_pixels(cache: Cache, plan: Plan, count: int) -> NDArray[np.uint8]:
+    """Returns at most `count` photos, evenly taken, as prediction sees them: uint8 [n, height, width, channels]."""
+    rows = cache.index[:: -(-len(cache.index) // count)]
+    windows = augment.draw(np.random.default_rng(0), cache.aspect[rows], plan.preprocessing, "none").windows
+    photos = torch.from_numpy(cache.pixels[rows])
+    x = augment.apply(
+        photos, torch.from_numpy(windows), dataclasses.replace(plan.preprocessing, mean=(0.0,), std=(1.0,))
+    )
+    return x.round().clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8).contiguous().numpy()
 
 
 def _parts(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

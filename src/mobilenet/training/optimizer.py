@@ -22,7 +22,8 @@ class State:
     """Holds the vectors of a training, of which `parameters` and `statistics` are the model's own tensors.
 
     Attributes:
-        vectors: by name: "parameters", "momentum" and "average" [P], "statistics" and "average_statistics" [S].
+        vectors: by name: "parameters", "momentum" and "average" [P], "statistics" and "average_statistics" [S]; and
+            what the model keeps fixed.
         step: number of steps done.
     """
 
@@ -41,6 +42,7 @@ class State:
             "average": parameters.clone(),
             "statistics": statistics,
             "average_statistics": statistics.clone(),
+            **self.model.fixed(),
         }
 
     def load(self, vectors: Mapping[str, NDArray[np.float32]], step: int) -> None:

@@ -104,6 +104,11 @@ def _new_run(data: Dataset, settings: Settings, source: Source | None, group: Gr
     for note in data.notes:
         report(note)
     kept = source is not None and source.has_classes(data.classes)
+    if source is not None and not kept and settings.precision == "int8":
+        raise DatasetError(
+            f"{shown(data.root)}: has other classes than the model in {shown(source.path)}; needed are the same: train "
+            "a float32 model for these first, then begin from it"
+        )
     if source is not None and source.labels is not None and kept:
         data = data.relabel(source.labels)
     train, validation = data.of("train"), data.of("val")

@@ -117,6 +117,8 @@ FINE_TUNING = 0.25  # of the epochs and steps, when the weights come from anothe
 HEAD_START = 990  # steps that its batch norm's statistics are worth: 0.991 of them are kept in the first step
 RATE = 0.1  # for LARGEST_BATCH, in proportion for others (arXiv 1706.02677)
 FINE_RATE = 0.02
+QUANTIZED = 0.05  # of the epochs and steps, when the model is to be int8
+QUANTIZED_RATE = 0.002
 WARM_UP = 0.05  # of the steps
 PATIENCE = (5, 1 / 3)  # epochs, and share of them: at least both
 
@@ -137,14 +139,17 @@ def decide(settings: Settings, photos: Photos, processes: int = 1, source: "Sour
     network = _network(settings, photos, source)
     batch = settings.batch or _batch(photos.train)
     steps = steps_per_epoch(photos.train, batch)
-    scale = FINE_TUNING if source else 1.0
+    is_int8 = settings.precision == "int8"
+    if is_int8 and source is None:
+        raise UsageError("precision: int8 trains the int8 model of a trained one; needed is --from MODEL")
+    scale = QUANTIZED if is_int8 else FINE_TUNING if source else 1.0
     epochs = settings.epochs or max(
         min(max(PASSES // photos.train, EPOCHS[0]), EPOCHS[1]) * scale, STEPS * scale / steps, 1
     )
     patience = max(math.ceil(epochs * PATIENCE[1]), PATIENCE[0]) if photos.validation else 0
     if settings.patience and not photos.validation:
         raise UsageError(f"patience: {settings.patience} epochs for a better validation, but no photos to validate on")
-    rate = (FINE_RATE if source else RATE) * batch / LARGEST_BATCH
+    rate = (QUANTIZED_RATE if is_int8 else FINE_RATE if source else RATE) * batch / LARGEST_BATCH
 
     def chosen(name: str, default: Any) -> Any:
         value = getattr(settings, name)

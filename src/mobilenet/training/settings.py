@@ -13,7 +13,7 @@ from ..common.checks import choice, fields, integer, number
 from ..errors import UsageError
 
 Augment = Literal["none", "light", "standard"]
-Precision = Literal["f32", "bf16"]
+Precision = Literal["f32", "bf16", "int8"]
 Resolution = int | tuple[int, int]
 
 
@@ -107,7 +107,11 @@ class Settings:
         _one_of(("none", "light", "standard"), "how photos are varied; light does not mirror (default standard)"),
     ] = None
     precision: Annotated[
-        Precision | None, _one_of(("f32", "bf16"), "of the arithmetic (default the faster one on this machine)")
+        Precision | None,
+        _one_of(
+            ("f32", "bf16", "int8"),
+            "of the arithmetic (default the faster one on this machine); int8 makes an int8 model of --from's",
+        ),
     ] = None
     patience: Annotated[
         int | None, _whole(0, 100_000, "epochs without a better validation until it stops; 0: never (default a third)")

@@ -50,6 +50,7 @@ class TorchMobileNet(nn.Module):
         self._measured = {name: shape for name, shape in network.tensors.items() if _is_statistic(name)}
         self._paddings = {layer.name: _padding(layer) for layer in network.layers}
         self._shortcuts = {layer.adds for layer in network.layers}
+        self._statistic_sizes = _sizes(self._measured)
         sizes = torch.tensor(_sizes(self._learned))
         decayed = torch.tensor([_decays(network, name) for name in self._learned])
         self.parameters_flat = nn.Parameter(torch.zeros(int(sizes.sum())))
@@ -86,6 +87,10 @@ class TorchMobileNet(nn.Module):
         measured = torch.split(self.statistics.cpu(), _sizes(self._measured))
         found = dict(zip([*self._learned, *self._measured], [*learned, *measured], strict=True))
         return {name: found[name].view(shape).numpy().copy() for name, shape in self.network.tensors.items()}
+
+    def fixed(self) -> dict[str, Tensor]:
+        """Returns what a training sets once, and a checkpoint holds, by name: here nothing."""
+        return {}
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns logits [N, classes]; without the top the features [N, C, h, w], or [N, C] with a pooling.

@@ -14,6 +14,7 @@ from .. import weights
 from ..common.checks import exact_fields
 from ..common.files import shown
 from ..errors import MobileNetError, ModelError, UsageError
+from ..quantization.quantize import usual_count
 from ..storage import folder
 from . import checkpoint, fine_tuning, measure
 from .allocator import keeping_memory
@@ -23,6 +24,8 @@ from .distributed import Group, Lost
 from .fine_tuning import Source
 from .monitor import Epoch, Report, Step, on_stderr, silent
 from .prepare import Prepared, plan_of, prepare
+from .quantized_module import QuantizedModule
+from .recipe import Plan
 from .run_folder import RunFolder
 from .settings import Settings
 from .signals import Interrupted, Signals
@@ -95,6 +98,13 @@ def _ended(run_folder: RunFolder, settings: Settings, group: Group) -> Result | 
     return None if told is None else Result(**told | {"output": run_folder.output})
 
 
+def _module(plan: Plan) -> TorchMobileNet:
+    initial = weights.initial(plan.network, plan.seed)
+    if plan.precision == "int8":
+        return QuantizedModule(plan.network, plan.preprocessing, initial)
+    return TorchMobileNet(plan.network, initial)
+
+
 class Training:
     """Is a training in one process: the loop over epochs and steps, and what is written down on the way."""
 
@@ -113,7 +123,7 @@ class Training:
         plan, photos, begun = prepared.plan, prepared.train, prepared.run["begun"]
         if prepared.begun and settings.threads is None and begun["processes"] == group.size:
             torch.set_num_threads(begun["threads"])  # another number adds in another order
-        model = TorchMobileNet(plan.network, weights.initial(plan.network, plan.seed)).to(group.device)
+        model = _module(plan).to(group.device)
         if not prepared.begun:
             plan = measure.decide(plan, settings, model, photos, prepared.validation, group, began, report)
         self.plan = plan
@@ -169,6 +179,8 @@ class Training:
         if not kept:
             self.report("fitting the classifier to the frozen network's features")
             fine_tuning.train_classifier(model, self.prepared.train, self.plan, self.group.device)
+        if isinstance(model, QuantizedModule):
+            model.calibrate(fine_tuning.central_pixels(self.prepared.train, self.plan, usual_count(self.plan.network)))
         self.state.begin()
         self._save()
 
@@ -292,8 +304,10 @@ class Training:
             },
             "Accuracy": {} if val_top1 is None else {"validation top-1": val_top1, "validation loss": val_loss},
         }
-        tensors = self.worker.model.tensors()
-        stored = folder.Stored(plan.network, tensors, prepared.classes, plan.preprocessing, notes)
+        model = self.worker.model
+        stored = folder.Stored(plan.network, model.tensors(), prepared.classes, plan.preprocessing, notes)
+        if isinstance(model, QuantizedModule):
+            stored = stored._replace(tensors=model.int8_tensors(), precision="int8")
         folder.save(self.folder.output, stored)
 
     def _result(self) -> Result:

@@ -1,0 +1,135 @@
+"""ONNX and TFLite files run in their runtimes and compared with the reference; written only if they agree."""
+
+import importlib.util
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..common.files import shown, write_atomic
+from ..errors import GateError, MobileNetError
+from ..model import Model
+from ..reference import ROUNDINGS, SIGMAS, forward, softmax, tolerance
+from ..weights import check as check_tensors
+from . import Exported
+
+_EPSILON = float(np.finfo(np.float32).eps)
+Floats = NDArray[np.float32]
+
+
+def write_onnx(
+    model: Model, path: Path, *, pixels: bool = False, softmax: bool = False, check: bool = True
+) -> Exported:
+    """Writes an ONNX file; arguments and errors as `export`."""
+    from .onnx import onnx
+
+    check_tensors(model.network, model.tensors)
+    data = onnx(model, pixels=pixels, softmax=softmax)
+
+    def run(photos: NDArray[np.uint8]) -> Floats:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        source = photos if pixels else _scaled(model, photos).transpose(0, 3, 1, 2)
+        found = np.asarray(session.run(None, {session.get_inputs()[0].name: source})[0])
+        return found.transpose(0, 2, 3, 1) if found.ndim == 4 else found
+
+    return _write(model, path, data, "onnx", ("onnxruntime", "onnx"), run if check else None, softmax)
+
+
+def write_tflite(model: Model, path: Path, *, softmax: bool = False, check: bool = True) -> Exported:
+    """Writes a TFLite file; arguments and errors as `export`."""
+    from .tflite import tflite
+
+    check_tensors(model.network, model.tensors)
+    data = tflite(model, softmax=softmax)
+
+    def run(photos: NDArray[np.uint8]) -> Floats:
+        from ai_edge_litert.interpreter import Interpreter
+
+        interpreter = Interpreter(model_content=data)
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], _scaled(model, photos))
+        interpreter.invoke()
+        return np.asarray(interpreter.get_tensor(interpreter.get_output_details()[0]["index"]))
+
+    return _write(model, path, data, "tflite", ("ai-edge-litert", "litert"), run if check else None, softmax)
+
+
+def _write(
+    model: Model,
+    path: Path,
+    data: bytes,
+    format: str,
+    runtime: tuple[str, str],
+    run: Callable[[NDArray[np.uint8]], Floats] | None,
+    probabilities: bool,
+) -> Exported:
+    checked, difference = f"not checked: it was not run in {runtime[0]}", None
+    if run is not None:
+        _need(path, *runtime)
+        difference, allowed = _compare(model, run, probabilities, f"{shown(path)}: {runtime[0]}")
+        rounding = f"{difference:.2g} from the reference (rounding allows {allowed:.2g})"
+        checked = f"run in {runtime[0]} {version(runtime[0])}: at most {rounding}"
+    write_atomic(path, data)
+    return Exported({str(path): len(data)}, format, checked, difference)
+
+
+def _need(path: Path, package: str, extra: str) -> None:
+    if importlib.util.find_spec(package.replace("-", "_")) is None:
+        raise MobileNetError(
+            f"{shown(path)}: checking it needs {package}, which is not installed: pip install 'mobilenet[{extra}]', or "
+            "--no-check (check=False) to write it without; nothing was written"
+        )
+
+
+def _compare(
+    model: Model, run: Callable[[NDArray[np.uint8]], Floats], probabilities: bool, who: str
+) -> tuple[float, float]:
+    """Returns the largest difference from the reference, and how large one there may be; raises a `GateError`."""
+    photo = _photo(model)
+    scaling = model.preprocessing.mean, model.preprocessing.std
+    expected = forward(model.network, model.tensors, photo, scaling=scaling)
+    allowed = tolerance(model.network, model.tensors, photo, _EPSILON, scaling=scaling)
+    if probabilities and model.network.include_top:
+        expected, allowed = _softmax(expected, allowed)
+    found = run(photo)
+    if found.shape != expected.shape:
+        raise GateError(f"{who} gives outputs of shape {found.shape}, needed is {expected.shape}; nothing was written")
+    difference = np.abs(found - expected)
+    if not (difference <= allowed).all():
+        worst = np.nanargmax(difference - allowed) if np.isfinite(difference).any() else 0
+        raise GateError(
+            f"{who} gives {found.flat[worst]} where the reference has {expected.flat[worst]}; a difference of "
+            f"{allowed.flat[worst]:.2g} would be rounding; nothing was written"
+        )
+    return float(difference.max()), float(allowed.max())
+
+
+def _softmax(logits: NDArray[Any], allowed: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Returns the probabilities, and how far those of logits within `allowed` may be from them."""
+    found = softmax(logits)
+    # Logits off by e change a probability by at most the factor exp(2e). Then there is the rounding of a logit's
+    # distance to the largest, of exp, and of the sum of all.
+    rounding = np.ptp(logits) + SIGMAS * np.sqrt(logits.shape[-1]) + ROUNDINGS
+    return found, found * np.expm1(2 * allowed.max() + rounding * _EPSILON) + np.finfo(np.float32).tiny
+
+
+def _photo(model: Model) -> NDArray[np.uint8]:
+    """Returns a picture [1, height, width, channels]: noise on waves, as photos have both."""
+    height, width, channels = model.network.input
+    rows, columns = np.mgrid[:height, :width]
+    waves = np.sin((rows[..., None] + 2 * columns[..., None]) / 9 + np.arange(channels))
+    noise = np.random.default_rng(0).normal(0, 40, waves.shape)
+    photo: NDArray[np.uint8] = np.clip(127 + 80 * waves + noise, 0, 255).astype(np.uint8)
+    return photo[None]
+
+
+def _scaled(model: Model, photos: NDArray[np.uint8]) -> Floats:
+    mean, std = (np.array(part, np.float32) for part in (model.preprocessing.mean, model.preprocessing.std))
+    return np.asarray((photos - mean) / std, np.float32)

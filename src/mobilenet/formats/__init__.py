@@ -1,0 +1,1 @@
+"""File formats of other systems, written and read strictly, with nothing known of networks."""

@@ -1,0 +1,161 @@
+"""The sweep over the layers that makes int8 tensors: range, weights, bias, each with the errors made before in view.
+
+Both networks, float32 and int8, run over the photos a layer at a time. A layer's weights get a scale an output channel;
+its output gets a range from the float32 outputs; and its bias is moved by what, on average over the photos, the int8
+sums of a channel differ from the float32 ones (bias correction: Nagel et al. 2019, arXiv 1906.04721, section 4.2,
+measured on photos). Rounding weights moves a channel's mean, most in depthwise layers with their nine terms, and in the
+next layer the error of a mean does not average out over the terms as noise does.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import integer
+from ..arch import Layer, Network
+from ..common.progress import Progress
+from ..photos.preprocessing import Preprocessing
+from ..quantized import PIXELS_ZERO, dequantised
+from ..storage.tensors_file import Tensors
+from . import folded as floats
+from .folded import Floats
+from .ranges import Method, Range, choose
+from .rounding import covariance, rounded
+
+Array = NDArray[Any]
+LARGEST_BIAS = 2.0**29  # in units of its scale: a channel with next to no weights gets a coarser scale
+SMALLEST_SCALE = 1e-12
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Holds how a model is quantised.
+
+    Attributes:
+        method: of choosing ranges.
+        equalise: scale channels to similar ranges first. Off: see `equalise`.
+        correct_bias: move biases by the mean error of their channel.
+        compensate: round weights so that their errors cancel.
+    """
+
+    method: Method = "mse"
+    equalise: bool = False
+    correct_bias: bool = True
+    compensate: bool = True
+
+
+class Sweep:
+    """Makes the tensors, a layer after the other.
+
+    Attributes:
+        tensors: those made so far, by the names of `quantized.specs`.
+        ratios: of each layer's output in float32 over its error in int8, mean squares, in dB.
+        moved: by how much the bias correction moved the biases of each layer, [channels].
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        folded: Tensors,
+        preprocessing: Preprocessing,
+        pixels: NDArray[np.uint8],
+        choices: Choices,
+        progress: Progress | None = None,
+    ) -> None:
+        """Makes all tensors of a network.
+
+        Args:
+            folded: weights and biases, as `weights.fold` gives them.
+            pixels: [N, height, width, channels] of the photos that ranges and biases are measured on.
+            progress: is called with the layers done and their number.
+        """
+        self.folded, self.choices = folded, choices
+        self.mean, self.std = (
+            np.resize(np.array(value, np.float64), network.channels)
+            for value in (preprocessing.mean, preprocessing.std)
+        )
+        zeros = np.clip(np.rint(self.mean), 0, 255).astype(np.int32)
+        self.tensors: dict[str, Array] = {PIXELS_ZERO: zeros}
+        self.ratios: dict[str, float] = {}
+        self.moved: dict[str, Array] = {}
+        self._zero, self._range = zeros, Range(np.float32(1), 0)  # of the present layer's input
+        x, x8 = floats.scaled(pixels, preprocessing), pixels
+        needed = {layer.adds for layer in network.layers}
+        added: dict[str, tuple[Floats, Array, Range]] = {}
+        for done, layer in enumerate(network.layers, 1):
+            shortcut = added.pop(layer.adds) if layer.adds else None
+            x, x8 = self._layer(layer, x, x8, shortcut)
+            if layer.name in needed:
+                added[layer.name] = x, x8, self._range
+            if progress:
+                progress(done, len(network.layers))
+
+    def _layer(
+        self, layer: Layer, x: Floats, x8: Array, shortcut: tuple[Floats, Array, Range] | None
+    ) -> tuple[Floats, Array]:
+        """Makes a layer's tensors and returns its outputs in float32 and int8."""
+        value = floats.before_activation(layer, self.folded, x)
+        mean = value.mean(tuple(range(value.ndim - 1)), dtype=np.float64)
+        y = floats.activated(layer, value, shortcut[0] if shortcut else None)
+        out = self._range if layer.kind in ("max_pool", "dense") else choose(layer, y, self.choices.method)
+        made: dict[str, Array] = {}
+        if layer.kind != "dense":
+            made |= {"scale": np.array([out.scale]), "zero": np.array([out.zero], np.int32)}
+            made["high"] = np.array([255], np.int32)
+        if shortcut:
+            made["shortcut"] = np.array([shortcut[2].scale / out.scale], np.float32)
+        self._add(layer, made)
+        if layer.kind != "max_pool":
+            unit = self._unit(layer, mean, x8)
+            made = {"multiplier": (unit if layer.kind == "dense" else unit / float(out.scale)).astype(np.float32)}
+            self._add(layer, made)
+        y8 = integer.output(integer.prepare(layer, self.tensors, self._zero), x8, shortcut[1] if shortcut else None)
+        self.ratios[layer.name] = _decibels(y, y8 if layer.kind == "dense" else dequantised(layer, self.tensors, y8))
+        self._range, self._zero = out, np.array([out.zero], np.int32)
+        return y, y8
+
+    def _unit(self, layer: Layer, mean: Array, x8: Array) -> Array:
+        """Makes weight and bias, if there are any; returns what 1 in the sums of each channel stands for.
+
+        `mean` is that of each channel in float32, before the activation.
+        """
+        source = float(self._range.scale)
+        if layer.weight_shape is None:
+            return np.array([source / (layer.input.height * layer.input.width)])
+        weight, bias = (self.folded[f"{layer.name}.{part}"].astype(np.float64) for part in ("weight", "bias"))
+        if not self.ratios:  # the first layer has the pixels' scaling in it
+            weight = weight / self.std[:, np.newaxis]
+            shift = (self._zero - self.mean)[:, np.newaxis]
+            bias = bias + (weight * shift).reshape(-1, len(bias)).sum(0)
+        scale = _weight_scale(weight, bias, source)
+        unit = scale * source
+        if self.choices.compensate:
+            x = x8.astype(np.float32) - self._zero.astype(np.float32)
+            weight8 = rounded(weight, scale, covariance(layer, x))
+        else:
+            weight8 = np.clip(np.rint(weight / scale), -127, 127).astype(np.int8)
+        self._add(layer, {"weight": weight8})
+        self._add(layer, {"bias": np.zeros(len(bias), np.int32)})
+        if self.choices.correct_bias:
+            sums = integer.sums(integer.prepare(layer, self.tensors, self._zero), x8)
+            before, bias = bias, mean - sums.mean(tuple(range(sums.ndim - 1)), dtype=np.float64) * unit
+            self.moved[layer.name] = bias - before
+        self._add(layer, {"bias": np.rint(bias / unit).astype(np.int32)})
+        return unit
+
+    def _add(self, layer: Layer, parts: dict[str, Array]) -> None:
+        self.tensors |= {f"{layer.name}.{part}": tensor for part, tensor in parts.items()}
+
+
+def _weight_scale(weight: Array, bias: Array, source: float) -> Array:
+    """Returns the scale of each output channel's weights: the largest is 127, and the bias fits an int32."""
+    largest = np.abs(weight).reshape(-1, len(bias)).max(0)
+    return np.asarray(np.maximum(np.maximum(largest / 127, np.abs(bias) / source / LARGEST_BIAS), SMALLEST_SCALE))
+
+
+def _decibels(signal: Floats, seen: Array) -> float:
+    error = float(np.square(signal - seen, dtype=np.float64).mean())
+    return 10 * math.log10(max(float(np.square(signal, dtype=np.float64).mean()), 1e-30) / max(error, 1e-30))

@@ -1,0 +1,84 @@
+"""What runs a model: the call that all engines share, and the choice between them."""
+
+import os
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .arch import Network
+from .common.checks import integer
+from .common.parallel import processors
+from .errors import UsageError
+
+if TYPE_CHECKING:
+    from .model import Model
+
+Floats = NDArray[np.float32]
+
+
+class Runner(ABC):
+    """Computes logits from pixels; may be called from several threads at once.
+
+    An image's logits do not depend on the batch it comes in, nor on `threads`, bit by bit.
+
+    Attributes:
+        network: what is run.
+        threads: over which the work is split.
+    """
+
+    def __init__(self, network: Network, threads: int | None) -> None:
+        """Checks `threads`, from 1 to 1024; None for one a processor."""
+        if threads is None:
+            threads = processors()
+        integer("threads", threads, 1, 1024)
+        self.network = network
+        self.threads = threads
+        last = network.layers[-1]
+        flat = last.kind in ("dense", "average_pool", "max_pool")
+        self._shape = last.output[2:] if flat else tuple(last.output)
+
+    def __call__(self, pixels: NDArray[np.uint8] | Floats) -> Floats:
+        """Returns the logits of a batch, float32 [N, classes]; without the top [N, height, width, channels] or, pooled,
+        [N, channels].
+
+        Args:
+            pixels: uint8 or float32 [N, height, width, channels], values 0..255; N may be 0.
+
+        Raises:
+            UsageError: says which type and shape was given and which is needed.
+        """  # fmt: skip
+        self._check(pixels)
+        logits = np.empty((len(pixels), *self._shape), np.float32)
+        self._run(pixels, logits)
+        return logits
+
+    @abstractmethod
+    def _run(self, images: NDArray[Any], logits: Floats) -> None:
+        """Computes the logits of images that have been checked."""
+
+    def _check(self, pixels: object) -> None:
+        needed = f"needed uint8 or float32 [N, {', '.join(map(str, self.network.input))}], values 0..255"
+        if not isinstance(pixels, np.ndarray):
+            raise UsageError(f"pixels: got {type(pixels).__name__}, {needed}")
+        if pixels.dtype not in (np.uint8, np.float32) or pixels.shape[1:] != self.network.input:
+            one = "; one image alone is pixels[None]" if pixels.shape == self.network.input else ""
+            raise UsageError(f"pixels: got {pixels.dtype} {list(pixels.shape)}, {needed}{one}")
+
+
+def runner(model: "Model", threads: int | None = None) -> Runner:
+    """Returns a model's compiled engine; the numpy one where nothing is compiled for this machine, or where the
+    environment variable `MOBILENET_TARGET` is "numpy".
+
+    Raises:
+        UsageError: names `threads` or `MOBILENET_TARGET`, its value and the rule.
+        MobileNetError: compiling the network for the first time needs llvmlite, and it is not installed.
+    """  # fmt: skip
+    from .compiler import targets
+
+    if os.environ.get(targets.ENVIRONMENT) == "numpy" or not targets.runnable():
+        from .engine import Engine
+
+        return Engine(model, threads)
+    return model.compile(threads=threads)

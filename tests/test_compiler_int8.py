@@ -1,0 +1,88 @@
+"""Quantised networks as machine code: bit by bit what the integer reference says, on every instruction set."""
+
+import numpy as np
+import pytest
+
+from compiler_tools import guarded_floats
+from int8_makers import random_bytes, random_int8, random_int8_model
+from members import DEEP, random_members
+from mobilenet import integer
+from mobilenet.arch import Network, v1, v2
+from mobilenet.compiler import native, pack, store
+from mobilenet.compiler.native import NativeEngine
+from mobilenet.compiler.targets import Target, runnable
+from mobilenet.cost import cost
+from mobilenet.errors import UsageError
+from mobilenet.model import Model, create
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(store.ENVIRONMENT, str(tmp_path_factory.getbasetemp() / "code"))
+    for module in (native, pack):
+        monkeypatch.setattr(module, "aligned", guarded_floats)
+
+
+@pytest.fixture(params=runnable(), ids=lambda target: target.name)
+def target(request: pytest.FixtureRequest) -> Target:
+    return request.param
+
+
+def members(count: int) -> list[Network]:
+    """Returns random members that are quick to compute; those of standard convolutions with shortcuts don't compile."""
+    found = (m for m in random_members(47, 12 * count) if cost(m).macs < 1e7 and max(m.height, m.width) < 200)
+    return [m for m in found if m.separable or not any(layer.adds for layer in m.layers)][:count]
+
+
+MEMBERS = members(1000 if DEEP else 3)
+
+
+def check(model: Model, images: int, target: Target, seed: int, **options: bool) -> None:
+    pixels = random_bytes(model.network, images, seed)
+    found = NativeEngine(model, 1, target=target.name, **options)(pixels)
+    np.testing.assert_array_equal(found, integer.forward(model.network, model.tensors, pixels))
+
+
+@pytest.mark.parametrize("number", range(len(MEMBERS)))
+def test_random_members_give_the_references_bits(target: Target, number: int) -> None:
+    check(
+        random_int8_model(MEMBERS[number], number),
+        number % (33 if DEEP else 2) + 1,
+        target,
+        number,
+        fuse=number % 2 == 0,
+    )
+
+
+def test_bits_are_the_same_however_they_are_computed() -> None:
+    model = random_int8_model(v2(0.35, (67, 45), classes=7), 5)
+    pixels = random_bytes(model.network, 5, 5)
+    expected = integer.forward(model.network, model.tensors, pixels)
+    for threads in (1, 2, 3):
+        engine = NativeEngine(model, threads)
+        np.testing.assert_array_equal(engine(pixels), expected)
+        np.testing.assert_array_equal(engine(pixels[:1]), expected[:1])
+        np.testing.assert_array_equal(engine(pixels.astype(np.float32) + np.float32(0.25)), expected)
+
+
+def test_a_depthwise_bias_beyond_the_whole_numbers_of_floats(target: Target) -> None:
+    network = v1(0.25, 32, classes=3)
+    tensors = random_int8(network, 1)
+    name = "block2.depthwise"
+    tensors[f"{name}.bias"][:3] = (2**24 + 1, -(2**24) - 3, 2**30 + 1)
+    tensors[f"{name}.multiplier"][:3] = (100 / 2**24, -100 / -(2**24), 100 / 2**30)
+    check(Model(network, tensors, precision="int8"), 2, target, 1)
+
+
+def test_feature_maps_come_back_as_floats() -> None:
+    for pooling in (None, "avg", "max"):
+        model = random_int8_model(v2(0.35, 64, include_top=False, pooling=pooling), 2)
+        check(model, 2, runnable()[0], 2)
+
+
+def test_a_precision_the_model_does_not_have_is_refused() -> None:
+    model = create(v1(0.25, 32, classes=3), seed=0)
+    with pytest.raises(UsageError, match="precision: got 'int8', but the model is not quantised"):
+        model.compile("int8")
+    with pytest.raises(UsageError, match="precision: got 'bf16', but the model is quantised"):
+        random_int8_model(model.network).compile("bf16")
