@@ -238,7 +238,7 @@ def test_what_is_no_file_of_ours_is_told(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "fifo")
     for name, message in (
-        ("text", "text: is not recognised; known are folder of transformers"),
+        ("text", "text: is not recognised; known are TFLite, folder of transformers"),
         ("folder", "folder: is not recognised"),
         ("none", "none: can't be read: No such file"),
         ("fifo", "fifo: is not a regular file or a folder"),
