@@ -110,7 +110,7 @@ ALPHAS = {"v1": (0.25, 1 / 3, 0.75), "v2": (0.35, 0.2, 1.4)}
 SIZES = ((32, 32), (45, 61))
 MEMBERS = [(family, alpha, SIZES[n % 2]) for family, alphas in ALPHAS.items() for n, alpha in enumerate(alphas)]
 if DEEP:
-    MEMBERS = list(itertools.product(ALPHAS, (0.25, 1 / 3, 0.35, 0.75, 1.0, 1.4), SIZES))
+    MEMBERS = [each for name in ALPHAS for each in itertools.product([name], (*ALPHAS[name], 0.5, 1.0), SIZES)]
 KINDS = (".h5", ".keras", ".weights.h5")
 
 
