@@ -7,7 +7,7 @@ from compiler_tools import guarded_floats
 from int8_makers import random_bytes, random_int8, random_int8_model
 from members import DEEP, random_members
 from mobilenet import integer
-from mobilenet.arch import Network, v1, v2
+from mobilenet.arch import SCALINGS, Network, v1, v2
 from mobilenet.compiler import native, pack, store
 from mobilenet.compiler.native import NativeEngine
 from mobilenet.compiler.targets import Target, runnable
@@ -30,8 +30,15 @@ def target(request: pytest.FixtureRequest) -> Target:
 
 def members(count: int) -> list[Network]:
     """Returns random members that are quick to compute, without V2 of standard convolutions, which is not compiled."""
-    found = (m for m in random_members(47, 400) if cost(m).macs < 1e7 and max(m.height, m.width) < 200)
-    return [m for m in found if m.separable or m.family == "v1"][:count]
+    found = (
+        m
+        for m in random_members(47, 400)
+        if cost(m).macs < 1e7
+        and max(m.height, m.width) < 200
+        and (m.separable or m.family == "v1")
+        and len(SCALINGS[m.conventions.scaling][0]) in (1, m.channels)
+    )
+    return list(found)[:count]
 
 
 MEMBERS = members(1000 if DEEP else 3)
