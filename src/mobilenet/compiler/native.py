@@ -179,10 +179,7 @@ class _Tape:
     def __init__(
         self, plan: Plan, code: Code, weights: Words, decode: "Decode" = np.asarray, *, marked: bool = False
     ) -> None:
-        self._arena = aligned(plan.arena).view(np.uint8)
-        for fill in plan.fills:
-            pattern = np.array(fill.pattern, np.uint8)
-            self._arena[fill.offset : fill.offset + fill.bytes] = np.resize(pattern, fill.bytes)
+        self._arena = arena(plan)
         self._weights, self._code = weights, code  # must live as long as their addresses are here
         bases = {"arena": self._arena.ctypes.data, "weights": weights.ctypes.data, "pixels": 0}
         self.marks = [np.zeros(len(part) + 1, np.int64) for part in plan.parts] if marked else []
@@ -235,6 +232,14 @@ class _Tape:
         if self._helpers is None or self._process != os.getpid():
             self._helpers, self._process = ThreadPoolExecutor(helpers), os.getpid()
         return self._helpers
+
+
+def arena(plan: Plan) -> NDArray[np.uint8]:
+    """Returns a plan's memory as it must be before the first image."""
+    memory = aligned(plan.arena).view(np.uint8)
+    for fill in plan.fills:
+        memory[fill.offset : fill.offset + fill.bytes] = np.resize(np.array(fill.pattern, np.uint8), fill.bytes)
+    return memory
 
 
 class _Table:
