@@ -70,6 +70,7 @@ class Code:
             argument.add_attribute("noalias")
         *pointers, self.begin, self.end = function.args
         self.builder = ir.IRBuilder(function.append_basic_block())
+        self._scratch: Value = None
         self.out, self.source, self.parameters, self.extra = (Pointer(self, p, (1,)) for p in pointers)
 
     def narrow(self, lanes: int) -> "Code":
@@ -191,10 +192,12 @@ class Code:
         self._call("llvm.x86.tilerelease", ir.VoidType())
 
     def scratch(self, words: int) -> "Pointer":
-        """Returns memory for a kernel's own use."""
-        place = self.builder.alloca(ir.ArrayType(_I32, words))
-        place.align = 64
-        return Pointer(self, place, (1,))
+        """Returns memory for a kernel's own use, the same each time."""
+        if self._scratch is None:
+            with self.builder.goto_entry_block():
+                self._scratch = self.builder.alloca(ir.ArrayType(_I32, words))
+                self._scratch.align = 64
+        return Pointer(self, self._scratch, (1,))
 
     def load_matrix(self, register: int, rows: "Pointer", stride: int) -> None:
         """Loads a matrix whose rows are `stride` numbers apart."""
