@@ -89,6 +89,22 @@ def test_bits_are_the_same_however_they_are_computed() -> None:
         np.testing.assert_array_equal(engine(pixels.astype(np.float32) + np.float32(0.25)), expected)
 
 
+def test_one_packing_serves_every_schedule() -> None:
+    """The weights of one image on one thread are those of one image on several."""
+    for network in (v1(1.0, 224), v2(1.0, 224), v1(0.5, (97, 160)), *MEMBERS):
+        for precision in ("f32", "bf16", "int8"):
+            for target in TARGETS.values():
+                plans = [lower(network, target, precision=precision, threads=n, fuse=n < 4) for n in (1, 2, 3, 4)]
+                layouts = [{name: (k.parameters, at) for name, (k, at) in plan.packed.items()} for plan in plans]
+                assert layouts.count(layouts[0]) == len(layouts), f"{network} {precision} {target.name}"
+
+
+def test_two_threads_give_the_bits_where_strips_are_lower_than_on_one() -> None:
+    model = random_int8_model(v1(1.0, 224, classes=5), 0)
+    pixels = random_bytes(model.network, 1, 0)
+    np.testing.assert_array_equal(NativeEngine(model, 2)(pixels), NativeEngine(model, 1)(pixels))
+
+
 def test_a_depthwise_bias_beyond_the_whole_numbers_of_floats(target: Target) -> None:
     network = v1(0.25, 32, classes=3)
     tensors = random_int8(network, 1)

@@ -37,8 +37,11 @@ class DepthwiseBytes(Depthwise):
 
     @property
     def rows(self) -> int:
-        """Rows of parameters: bias, weights for each of `high` rows of outputs, and the ending's."""
-        return 1 + self.high * self.kernel * self.words + len(ending.rows(self.ending))
+        """Rows of parameters: bias, weights for each row of outputs of a tile, and the ending's.
+
+        They are the same for tiles of one row as of two, so that one packing serves every schedule.
+        """
+        return 1 + _highest(self.stride) * self.kernel * self.words + len(ending.rows(self.ending))
 
     @property
     def parameters(self) -> int:
@@ -133,6 +136,11 @@ class _Chunk:
             place.at(x, self.channel).store_four(values)
 
 
+def _highest(stride: int) -> int:
+    """Returns the rows of outputs that four rows of inputs are enough for."""
+    return 2 if stride == 1 else 1
+
+
 def fits(kernel: Depthwise) -> bool:
     """Whether a layer can be done this way."""
     return kernel.kernel == 3 and kernel.left <= kernel.kernel - kernel.stride
@@ -142,7 +150,7 @@ def of(kernel: Depthwise, target: Target, rows: int) -> DepthwiseBytes:
     """Returns the kernel that does what `kernel` does; `rows` is the least number of them that a call has."""
     facts = {name: getattr(kernel, name) for name in kernel.__dataclass_fields__}
     chunk = max(size for size in (64, 32, 16) if size <= min(kernel.channels, 4 * target.lanes))
-    high = min(2, rows) if kernel.stride == 1 else 1
+    high = min(_highest(kernel.stride), rows)
     return DepthwiseBytes(**facts | {"high": high, "wide": 1}, chunk=chunk, words=_ROWS // in_word("u8", target))
 
 
@@ -152,7 +160,7 @@ def pack(
     """Returns bias [channels], weights [3, 3, channels] and the ending's rows chunk by chunk: [chunk][row][channel]."""
     size = _ROWS // kernel.words
     rows = [bias]
-    for i in range(kernel.high):
+    for i in range(_highest(kernel.stride)):
         placed = np.zeros((_ROWS, *weight.shape[1:]), np.int8 if size == 4 else np.int16)
         placed[i : i + kernel.kernel] = weight
         words = placed.reshape(kernel.words, size, *weight.shape[1:]).transpose(2, 0, 3, 1)  # column, word, channel
