@@ -59,9 +59,10 @@ class Format(NamedTuple):
     precisions: tuple[str, ...] = ("f32",)
 
 
+_BOTH = ("f32", "int8")
 FORMATS: dict[str, Format] = {
-    "onnx": Format("ONNX Runtime, OpenVINO", (".onnx",), ("pixels", "softmax", "check"), "checked.write_onnx"),
-    "tflite": Format("LiteRT (TensorFlow Lite)", (".tflite",), ("softmax", "check"), "checked.write_tflite"),
+    "onnx": Format("ONNX Runtime, OpenVINO", (".onnx",), ("pixels", "softmax", "check"), "checked.write_onnx", _BOTH),
+    "tflite": Format("LiteRT (TensorFlow Lite)", (".tflite",), ("softmax", "check"), "checked.write_tflite", _BOTH),
 }
 
 
@@ -72,7 +73,7 @@ def export(model: Model, path: str | os.PathLike[str], format: str | None = None
         path: of the file.
         format: a key of `FORMATS`; None to tell it from the path's ending.
         options: `pixels` (onnx): the input is the photo's uint8 [N, height, width, channels], scaled in the graph;
-            `softmax`: the outputs are probabilities; `check=False` leaves out running the file.
+            an int8 model's is uint8 anyway, and [N, channels, height, width] without it; `softmax`: the outputs are probabilities; `check=False` leaves out running the file.
 
     Raises:
         UsageError: names the format or option that is unknown.
