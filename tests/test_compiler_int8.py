@@ -29,9 +29,9 @@ def target(request: pytest.FixtureRequest) -> Target:
 
 
 def members(count: int) -> list[Network]:
-    """Returns random members that are quick to compute; those of standard convolutions with shortcuts don't compile."""
-    found = (m for m in random_members(47, 12 * count) if cost(m).macs < 1e7 and max(m.height, m.width) < 200)
-    return [m for m in found if m.separable or not any(layer.adds for layer in m.layers)][:count]
+    """Returns random members that are quick to compute, without V2 of standard convolutions, which is not compiled."""
+    found = (m for m in random_members(47, 400) if cost(m).macs < 1e7 and max(m.height, m.width) < 200)
+    return [m for m in found if m.separable or m.family == "v1"][:count]
 
 
 MEMBERS = members(1000 if DEEP else 3)

@@ -100,7 +100,7 @@ def test_labels_and_all_of_the_preprocessing_travel() -> None:
     back = model_of(tflite(random_model(network, labels=("Fuß", "a b"), preprocessing=preprocessing)))
     assert back.labels == ("Fuß", "a b")
     assert back.preprocessing == preprocessing
-    assert "in the file" in back.notes["import"]["pixel scaling"]
+    assert "in the file" in back.notes["imported"]["pixel scaling"]
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def model_of(data: bytes, *, allow_nonfinite: bool = False) -> Model:
         network = network.replace(conventions=with_scaling(network.conventions, preprocessing))
     scaling = "in the file" if preprocessing else f"{network.conventions.scaling}, assumed: the file does not say"
     facts = {"format": "tflite", "pixel scaling": scaling}
-    return Model(network, tensors, labels, preprocessing or usual_preprocessing(network), {"import": facts})
+    return Model(network, tensors, labels, preprocessing or usual_preprocessing(network), {"imported": facts})
 
 
 def steps_of(graph: Graph) -> list[Step]:

@@ -104,6 +104,8 @@ def _part(layer: Layer, tensors: Mapping[str, Array], source: Affine, added: Aff
             scale = added.scale / float(own("shortcut", 1.0)[0])
         elif layer.kind == "average_pool":
             scale = source.scale / (layer.input.height * layer.input.width * float(multiplier[0]))
+        elif layer.kind == "max_pool":
+            scale = source.scale
         elif high < 255 and not last:
             scale = 6 / max(high - low, 0.25)  # where 6 is told to be; a quarter of a step is none
         output = Affine(float(np.float32(scale)), int(own("zero", 0)[0]))
