@@ -1,7 +1,7 @@
 """ONNX and TFLite files run in their runtimes and compared with the reference; written only if they agree.
 
-An int8 model's reference is `integer`. Runtimes round otherwise, so its outputs are not compared bit for bit either, but
-within `int8.tolerance`.
+An int8 model's reference is `integer`. Runtimes round otherwise, so that its outputs are compared within
+`int8.tolerance`, not bit for bit.
 """
 
 import importlib.util

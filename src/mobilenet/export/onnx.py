@@ -20,7 +20,7 @@ from ..formats.protobuf import Fields, Value, encode
 from ..model import Model
 from ..storage.tensors_file import Tensors
 from ..weights import fold
-from .int8 import Affine, Part, quantised
+from .int8 import Affine, Part, preprocessing, quantised
 
 OPSET, IR_VERSION = 13, 7
 _FLOAT, _UINT8 = 1, 2  # TensorProto.DataType
@@ -103,6 +103,7 @@ def _quantised(graph: "_Graph", model: Model, image: str) -> str:
     parts, border = quantised(model)
     source = image if border is None else _bordered(graph, model.network.layers[0], image, border)
     outputs: dict[str, str] = {}
+    affine = parts[0].source
     for part in parts:
         layer, name = part.layer, part.layer.name
         values = _layer(graph, layer, [graph.dequantised(source, f"{name}.input", part.source), *_weights(graph, part)])
@@ -116,10 +117,11 @@ def _quantised(graph: "_Graph", model: Model, image: str) -> str:
         if part.clamps:
             limits = ((limit - part.output.zero) * part.output.scale for limit in (part.low, part.high))
             values = graph.clip(values, f"{name}.clamped", *limits)
-        outputs[name] = source = graph.quantised(values, f"{name}.output", part.output)
+        affine = part.output
+        outputs[name] = source = graph.quantised(values, f"{name}.output", affine)
         if layer.kind in ("average_pool", "max_pool"):
             source = graph.add("Flatten", [source], f"{name}.flat", axis=1)
-    return graph.dequantised(source, "output", part.output)
+    return graph.dequantised(source, "output", affine)
 
 
 def _weights(graph: "_Graph", part: Part) -> list[str]:
@@ -185,7 +187,7 @@ def _model(model: Model, graph: "_Graph", given: Fields, output: Fields) -> Fiel
     facts = {
         "network": str(model.network),
         "labels": json.dumps(model.labels, ensure_ascii=False),
-        "preprocessing": json.dumps(model.preprocessing.to_dict()),
+        "preprocessing": json.dumps(preprocessing(model, 0).to_dict()),
     }
     contents: Fields = {
         1: graph.nodes,

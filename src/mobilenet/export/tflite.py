@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from ..arch import Layer, Network
 from ..formats import tflite_schema as schema
-from ..formats.flatbuffer import Fields, Scalar, encode
+from ..formats.flatbuffer import Fields, Scalar, Value, encode
 from ..formats.tflite_schema import Activation, Op, Options, Padding, Type
 from ..model import Model
 from ..storage.tensors_file import Tensors
 from ..weights import fold
 from . import tflite_metadata as metadata
-from .int8 import NO_PADS, Affine, Part, quantised
+from .int8 import NO_PADS, Affine, Part, preprocessing, quantised
 
 _ACTIVATIONS = {"linear": Activation.LINEAR, "relu": Activation.RELU, "relu6": Activation.RELU6}
 _TYPES = {"float32": Type.FLOAT32, "int32": Type.INT32, "int8": Type.INT8}
@@ -48,10 +48,11 @@ def tflite(model: Model, *, softmax: bool = False) -> bytes:
     Args:
         softmax: the file ends with probabilities, not logits; without a classifier it changes nothing.
     """
-    network = model.network
+    network, zero = model.network, 0
     if model.precision == "int8":
         graph = _Graph(_INT8_VERSIONS)
         source = target = _quantised(graph, model)
+        zero = graph.affine[0].zero
     else:
         graph = _Graph({})
         source = target = _floats(graph, network, fold(network, model.tensors))
@@ -60,13 +61,14 @@ def tflite(model: Model, *, softmax: bool = False) -> bytes:
         target = graph.tensor("probabilities", (1, network.classes))
         graph.add(Op.SOFTMAX, [source], target, Options.SOFTMAX, {schema.Softmax.BETA: Scalar("f", 1)})
     name = "probabilities" if softmax else "logits" if network.include_top else "features"
-    return metadata.pack(graph.encoded(network, target, metadata.encoded(model, name)), model)
+    scaling = preprocessing(model, zero)
+    return metadata.pack(graph.encoded(network, target, metadata.encoded(model, scaling, name)), model, scaling)
 
 
 def _floats(graph: "_Graph", network: Network, folded: Tensors) -> int:
     """Appends all of a float32 model; returns the tensor of the last layer's output."""
     source = graph.tensor("image", (1, *network.input))
-    outputs = {}
+    outputs: dict[str, int] = {}
     for layer in network.layers:
         constants: list[int] = []
         if layer.weight_shape is not None:
@@ -139,8 +141,8 @@ def _bordered(graph: "_Graph", stem: Layer, image: int, border: NDArray[np.uint8
         inputs = [tensor for tensor in (before, image, after) if tensor is not None]
         shape[axis] += sum(pads)
         target = graph.tensor(f"image.padded.{axis}", tuple(shape), affine)
-        options = {schema.Concatenation.AXIS: Scalar("i", axis)}
-        image = graph.add(Op.CONCATENATION, inputs, target, Options.CONCATENATION, options)
+        along: Fields = {schema.Concatenation.AXIS: Scalar("i", axis)}
+        image = graph.add(Op.CONCATENATION, inputs, target, Options.CONCATENATION, along)
     return image
 
 
@@ -211,6 +213,7 @@ class _Graph:
     def __init__(self, versions: Mapping[Op, int]) -> None:
         """Begins a graph whose operators have the given versions, 1 where none is given."""
         self.tensors: list[Fields] = []
+        self.shapes: list[tuple[int, ...]] = []
         self.buffers: list[Fields] = [{}]  # by convention the first is empty, of all tensors that are computed
         self.operators: list[Fields] = []
         self.codes: list[Op] = []
@@ -246,19 +249,21 @@ class _Graph:
 
     def dequantised(self, source: int, name: str) -> int:
         """Adds an operator that gives float32; returns its tensor."""
-        shape = tuple(int(side) for side in self.tensors[source][schema.Tensor.SHAPE])
-        return self.add(Op.DEQUANTIZE, [source], self.tensor(name, shape), Options.NONE, {})
+        return self.add(Op.DEQUANTIZE, [source], self.tensor(name, self.shapes[source]), Options.NONE, {})
 
     def _tensor(
         self, name: str, shape: tuple[int, ...], kind: Type, buffer: int = 0, quantization: Fields | None = None
     ) -> int:
-        fields: Fields = {
+        fields: dict[int, Value] = {
             schema.Tensor.SHAPE: np.array(shape, np.int32),
             schema.Tensor.TYPE: Scalar("b", kind),
             schema.Tensor.BUFFER: Scalar("I", buffer),
             schema.Tensor.NAME: name,
         }
-        self.tensors.append(fields | {schema.Tensor.QUANTIZATION: quantization} if quantization else fields)
+        if quantization is not None:
+            fields[schema.Tensor.QUANTIZATION] = quantization
+        self.tensors.append(fields)
+        self.shapes.append(shape)
         return len(self.tensors) - 1
 
     def buffer(self, data: bytes) -> int:
@@ -270,7 +275,7 @@ class _Graph:
         """Adds an operator; returns its output."""
         if op not in self.codes:
             self.codes.append(op)
-        fields: Fields = {
+        fields: dict[int, Value] = {
             schema.Operator.OPCODE_INDEX: Scalar("I", self.codes.index(op)),
             schema.Operator.INPUTS: np.array(inputs, np.int32),
             schema.Operator.OUTPUTS: np.array([output], np.int32),

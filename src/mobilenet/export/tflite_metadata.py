@@ -37,8 +37,11 @@ _PARSER = "1.0.0"  # the oldest parser that knows all fields used here
 _COLORS = {3: ColorSpace.RGB, 1: ColorSpace.GRAYSCALE}
 
 
-def encoded(model: Model, output: str) -> bytes:
-    """Returns the metadata flatbuffer of a model with one input, scaled pixels, and one output called `output`."""
+def encoded(model: Model, preprocessing: Preprocessing, output: str) -> bytes:
+    """Returns the metadata flatbuffer of a model with one input, scaled pixels, and one output called `output`.
+
+    Of an int8 model the scaling is what the input's own scale and zero point undo.
+    """
     scores: dict[int, Value] = {
         TensorMetadata.NAME: output,
         TensorMetadata.CONTENT: _content(ContentType.FEATURE, {}),
@@ -46,7 +49,7 @@ def encoded(model: Model, output: str) -> bytes:
     if model.network.include_top:
         scores[TensorMetadata.FILES] = [_file(LABELS, "one line a class", FileType.AXIS_LABELS)]
     subgraph: Fields = {
-        SubgraphMetadata.INPUTS: [_image(model.preprocessing)],
+        SubgraphMetadata.INPUTS: [_image(preprocessing)],
         SubgraphMetadata.OUTPUTS: [scores],
     }
     fields: Fields = {
@@ -59,10 +62,10 @@ def encoded(model: Model, output: str) -> bytes:
     return encode(fields, METADATA_IDENTIFIER)
 
 
-def pack(tflite: bytes, model: Model) -> bytes:
+def pack(tflite: bytes, model: Model, preprocessing: Preprocessing) -> bytes:
     """Returns the file with labels and preprocessing packed behind it; uncompressed, as its readers map them."""
     out = io.BytesIO(tflite)
-    files = {PREPROCESSING: json.dumps(model.preprocessing.to_dict())}
+    files = {PREPROCESSING: json.dumps(preprocessing.to_dict())}
     if model.network.include_top:
         files[LABELS] = "".join(f"{label}\n" for label in model.labels)
     with zipfile.ZipFile(out, "a") as archive:
