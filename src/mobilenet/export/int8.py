@@ -147,11 +147,15 @@ def _bordered(part: Part, zeros: NDArray[np.int32]) -> Part:
     return replace(part, layer=replace(layer, input=size, padding=NO_PADS), bias=bias)
 
 
-def preprocessing(model: Model, zero: int) -> Preprocessing:
-    """Returns how a photo becomes a file's input, whose values stand for uint8 - `zero`: an int8 model scales none."""
+def preprocessing(model: Model, *, centred: bool) -> Preprocessing:
+    """Returns how a photo becomes a file's input: an int8 model's takes pixels as they are, it scales none.
+
+    `centred` is for formats whose readers take an input's own scale and zero point into account: less the latter.
+    """
     if model.precision != "int8":
         return model.preprocessing
-    return replace(model.preprocessing, mean=(float(zero),), std=(1.0,))
+    mean = float(model.tensors[PIXELS_ZERO][0]) if centred else 0.0
+    return replace(model.preprocessing, mean=(mean,), std=(1.0,))
 
 
 # -------------------------------------------------------------------------------------------------------- tolerance

@@ -187,7 +187,7 @@ def _model(model: Model, graph: "_Graph", given: Fields, output: Fields) -> Fiel
     facts = {
         "network": str(model.network),
         "labels": json.dumps(model.labels, ensure_ascii=False),
-        "preprocessing": json.dumps(preprocessing(model, 0).to_dict()),
+        "preprocessing": json.dumps(preprocessing(model, centred=False).to_dict()),
     }
     contents: Fields = {
         1: graph.nodes,

@@ -21,7 +21,7 @@ from ..model import Model
 from ..storage.tensors_file import Tensors
 from ..weights import fold
 from . import tflite_metadata as metadata
-from .int8 import NO_PADS, Affine, Part, preprocessing, quantised
+from .int8 import NO_PADS, Affine, Part, quantised
 
 _ACTIVATIONS = {"linear": Activation.LINEAR, "relu": Activation.RELU, "relu6": Activation.RELU6}
 _TYPES = {"float32": Type.FLOAT32, "int32": Type.INT32, "int8": Type.INT8}
@@ -48,11 +48,10 @@ def tflite(model: Model, *, softmax: bool = False) -> bytes:
     Args:
         softmax: the file ends with probabilities, not logits; without a classifier it changes nothing.
     """
-    network, zero = model.network, 0
+    network = model.network
     if model.precision == "int8":
         graph = _Graph(_INT8_VERSIONS)
         source = target = _quantised(graph, model)
-        zero = graph.affine[0].zero
     else:
         graph = _Graph({})
         source = target = _floats(graph, network, fold(network, model.tensors))
@@ -61,8 +60,7 @@ def tflite(model: Model, *, softmax: bool = False) -> bytes:
         target = graph.tensor("probabilities", (1, network.classes))
         graph.add(Op.SOFTMAX, [source], target, Options.SOFTMAX, {schema.Softmax.BETA: Scalar("f", 1)})
     name = "probabilities" if softmax else "logits" if network.include_top else "features"
-    scaling = preprocessing(model, zero)
-    return metadata.pack(graph.encoded(network, target, metadata.encoded(model, scaling, name)), model, scaling)
+    return metadata.pack(graph.encoded(network, target, metadata.encoded(model, name)), model)
 
 
 def _floats(graph: "_Graph", network: Network, folded: Tensors) -> int:
