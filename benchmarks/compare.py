@@ -40,8 +40,9 @@ from peak import Peak
 from rivals import SIDES, Job, Logits, Side, Unavailable
 
 import mobilenet
-from mobilenet import arch, reference
+from mobilenet import arch, integer, reference
 from mobilenet.cost import cost
+from mobilenet.export import int8
 
 RESULTS = Path(__file__).with_name("results.json")
 WORKING, WARMING, SWEEPING = 0.3, 0.1, 0.3  # seconds of a round, before it, and of a batch's trial
@@ -82,7 +83,14 @@ CASES = {
     "throughput": Case(V2, 2, batches=(1, 2, 4, 8, 16, 32), apart=True),
     "bf16": Case(V2, 1, "bf16"),
     "headline": Case(V1, 1, rivals_run=V1.replace(separable=False)),
-    # int8 joins here: Case(V2, 1, "int8"), with "int8" in the `precisions` of the rivals that have it.
+    "int8-v2-224-1": Case(V2, 1, "int8"),
+    "int8-v2-224-2": Case(V2, 2, "int8"),
+    "int8-v1-224-1": Case(V1, 1, "int8"),
+    "int8-v1-224-2": Case(V1, 2, "int8"),
+    "int8-v2-96-1": Case(SMALL_V2, 1, "int8"),
+    "int8-v2-96-2": Case(SMALL_V2, 2, "int8"),
+    "int8-v1-96-1": Case(SMALL_V1, 1, "int8"),
+    "int8-v1-96-2": Case(SMALL_V1, 2, "int8"),
 }
 
 
@@ -193,9 +201,12 @@ def bounds(network: arch.Network, images: int, precision: str) -> tuple[NDArray[
 
     float32: `reference.tolerance`. bf16: each layer rounds its weights, its inputs and its sums to 8 bits, 2**-9 at
     most and 2**-9 / sqrt(3) as a standard deviation, which adds up over layers as independent errors do; six
-    deviations of it, relative to the standard deviation of the logits.
+    deviations of it, relative to the standard deviation of the logits. int8: `integer.forward` and, for rivals that
+    round otherwise, `int8.tolerance`.
     """
-    job = Job(network, batch=images)
+    job = Job(network, batch=images, precision=precision)
+    if precision == "int8":
+        return integer.forward(network, job.model.tensors, job.pixels), int8.tolerance(job.model, job.pixels)
     right = reference.forward(network, job.model.tensors, job.pixels)
     if precision == "f32":
         epsilon = float(np.finfo(np.float32).eps)
@@ -253,7 +264,7 @@ def run(case: Case, workers: dict[str, Worker], rounds: int) -> dict[str, Any]:
             print(f"  {name}: skipped, {made}", flush=True)
         else:
             sides[name] = made | {"wall": [], "fastest": [], "processor": [], "calls": []}
-    if "ours" in sides and case.threads == 1:
+    if "ours" in sides and case.threads == 1 and case.precision == "f32":  # the peak's loop is of float32
         settings, _ = workers["peak"].ask("make", Job(case.network), False)
         sides["peak"] = {"batch": 1, "settings": settings}
     order = list(sides)

@@ -17,7 +17,11 @@ from numpy.typing import NDArray
 
 from mobilenet import arch
 from mobilenet.errors import UsageError
+from mobilenet.export.onnx import onnx
+from mobilenet.export.tflite import tflite
 from mobilenet.model import Model
+from mobilenet.quantization.quantize import quantize
+from mobilenet.quantization.sweep import Choices
 
 Logits = NDArray[np.float32]
 
@@ -31,7 +35,7 @@ class Job:
     """Is what a side is to do: a batch of a network's images, on a number of threads.
 
     Attributes:
-        precision: "f32", "bf16", and what else comes.
+        precision: "f32", "bf16" or "int8".
     """
 
     network: arch.Network
@@ -41,25 +45,36 @@ class Job:
 
     @cached_property
     def model(self) -> Model:
-        """The network with random weights that keep activations of one size, and reach the activations' clamps."""
-        return Model(self.network, tensors(self.network))
+        """The network with random weights that keep activations of one size, and reach the activations' clamps.
+
+        For int8 it is quantised on the two images, the quick way: speed does not depend on how weights were rounded.
+        """
+        model = Model(self.network, tensors(self.network))
+        if self.precision != "int8":
+            return model
+        return quantize(model, _images(self.network), Choices("minmax", compensate=False)).model
 
     @cached_property
     def pixels(self) -> NDArray[np.uint8]:
         """uint8 [batch, height, width, channels]: two images in turns."""
-        shape = (2, *self.network.input)
-        return np.resize(np.random.default_rng(1).integers(0, 256, shape, np.uint8), (self.batch, *shape[1:]))
+        return np.resize(_images(self.network), (self.batch, *self.network.input))
 
     @cached_property
-    def scaled(self) -> NDArray[np.float32]:
-        """The pixels as the network's first layer sees them, [batch, height, width, channels]."""
+    def scaled(self) -> NDArray[Any]:
+        """The pixels as the rivals' first layer sees them, [batch, height, width, channels]; as they are for int8."""
+        if self.precision == "int8":
+            return self.pixels
         mean, std = (np.asarray(part, np.float32) for part in arch.SCALINGS[self.network.conventions.scaling])
         return np.asarray((self.pixels - mean) / std, np.float32)
 
     @cached_property
-    def planes(self) -> NDArray[np.float32]:
+    def planes(self) -> NDArray[Any]:
         """The scaled pixels as [batch, channels, height, width]."""
         return np.ascontiguousarray(self.scaled.transpose(0, 3, 1, 2))
+
+
+def _images(network: arch.Network) -> NDArray[np.uint8]:
+    return np.random.default_rng(1).integers(0, 256, (2, *network.input), np.uint8)
 
 
 def tensors(network: arch.Network) -> dict[str, NDArray[np.float32]]:
@@ -131,19 +146,20 @@ class OnnxRuntime(Side):
     """Is ONNX Runtime with all graph optimisations, which lay tensors out in blocks of channels; its threads spin."""
 
     package = "onnxruntime"
+    precisions = ("f32", "int8")
 
     def __init__(self, job: Job) -> None:
         import onnxruntime
-        from formats import onnx_file
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = job.threads, 1
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.add_session_config_entry("session.intra_op.allow_spinning", "1")
-        file = onnx_file(job.model, job.batch)
+        options.add_free_dimension_override_by_name("N", job.batch)
+        file = onnx(job.model)
         self._session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-        self._inputs = {"pixels": job.planes}
+        self._inputs = {"image": job.planes}
         self.settings = {"graph_optimization_level": "all", "allow_spinning": 1}
 
     def __call__(self) -> Logits:
@@ -151,25 +167,30 @@ class OnnxRuntime(Side):
 
 
 class OpenVino(Side):
-    """Is OpenVINO with the latency hint, one stream and the precision forced; it reads ONNX."""
+    """Is OpenVINO with the latency hint, one stream and the precision forced; it reads ONNX.
+
+    Of int8 it makes integer layers whatever the hint, which is for the rest.
+    """
 
     package = "openvino"
-    precisions = ("f32", "bf16")
+    precisions = ("f32", "bf16", "int8")
 
     def __init__(self, job: Job) -> None:
         import openvino
-        from formats import onnx_file
 
         core = openvino.Core()
+        wanted = "bf16" if job.precision == "bf16" else "f32"
         properties = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
             "INFERENCE_NUM_THREADS": str(job.threads),
-            "INFERENCE_PRECISION_HINT": job.precision,
+            "INFERENCE_PRECISION_HINT": wanted,
         }
-        compiled = core.compile_model(core.read_model(onnx_file(job.model, job.batch)), "CPU", properties)
+        read = core.read_model(onnx(job.model))
+        read.reshape(list(job.planes.shape))
+        compiled = core.compile_model(read, "CPU", properties)
         found = str(compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
-        if {"f32": "f32", "bf16": "bf16"}[job.precision] != found:
+        if found != wanted:
             raise Unavailable(f"computes in {found} here")
         self._request = compiled.create_infer_request()
         self._pixels = job.planes  # shared with the request, not copied
@@ -186,14 +207,16 @@ class LiteRt(Side):
     """Is LiteRT with its default delegate, XNNPACK."""
 
     package = "ai-edge-litert"
+    precisions = ("f32", "int8")
 
     def __init__(self, job: Job) -> None:
         from ai_edge_litert.interpreter import Interpreter
-        from formats import tflite_file
 
-        self._interpreter = Interpreter(model_content=tflite_file(job.model, job.batch), num_threads=job.threads)
+        self._interpreter = Interpreter(model_content=tflite(job.model), num_threads=job.threads)
+        image = self._interpreter.get_input_details()[0]["index"]
+        self._interpreter.resize_tensor_input(image, job.scaled.shape)
         self._interpreter.allocate_tensors()
-        self._interpreter.set_tensor(self._interpreter.get_input_details()[0]["index"], job.scaled)
+        self._interpreter.set_tensor(image, job.scaled)
         self._output = self._interpreter.get_output_details()[0]["index"]
         self.settings = {"delegate": "XNNPACK"}
 

@@ -60,9 +60,10 @@ class Format(NamedTuple):
     precisions: tuple[str, ...] = ("f32",)
 
 
+_BOTH = ("f32", "int8")
 FORMATS: dict[str, Format] = {
-    "onnx": Format("ONNX Runtime, OpenVINO", (".onnx",), ("pixels", "softmax", "check"), "checked.write_onnx"),
-    "tflite": Format("LiteRT (TensorFlow Lite)", (".tflite",), ("softmax", "check"), "checked.write_tflite"),
+    "onnx": Format("ONNX Runtime, OpenVINO", (".onnx",), ("pixels", "softmax", "check"), "checked.write_onnx", _BOTH),
+    "tflite": Format("LiteRT (TensorFlow Lite)", (".tflite",), ("softmax", "check"), "checked.write_tflite", _BOTH),
     "native": Format("C programs, browsers", (".o", ".so", ".wasm"), ("target", "symbol"), "native.export"),
 }
 _LIBRARY = "library.write"
@@ -76,8 +77,9 @@ def export(model: Model, path: str | os.PathLike[str], format: str | None = None
         path: of the file.
         format: a key of `FORMATS`; None to tell it from the path's ending, which those of libraries do not have.
         options: `pixels` (onnx): the input is the photo's uint8 [N, height, width, channels], scaled in the graph;
-            `softmax`: the outputs are probabilities; `check=False` leaves out running the file; `target` (native): one
-            of `native.NAMES`; `symbol` (native): with which the C names begin.
+            an int8 model's is uint8 anyway, and without `pixels` [N, channels, height, width]; `softmax`: the outputs
+            are probabilities; `check=False` leaves out running the file; `target` (native): one of `native.NAMES`;
+            `symbol` (native): with which the C names begin.
 
     Raises:
         UsageError: names the format or option that is unknown.

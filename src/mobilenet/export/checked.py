@@ -1,4 +1,8 @@
-"""ONNX and TFLite files run in their runtimes and compared with the reference; written only if they agree."""
+"""ONNX and TFLite files run in their runtimes and compared with the reference; written only if they agree.
+
+An int8 model's reference is `integer`. Runtimes round otherwise, so that its outputs are compared within
+`int8.tolerance`, not bit for bit.
+"""
 
 import importlib.util
 from collections.abc import Callable
@@ -9,12 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import integer
 from ..common.files import shown, write_atomic
 from ..errors import GateError, MobileNetError
 from ..model import Model
 from ..reference import ROUNDINGS, SIGMAS, forward, softmax, tolerance
-from ..weights import check as check_tensors
-from . import Exported
+from ..storage.folder import check_tensors
+from . import Exported, int8
 
 _EPSILON = float(np.finfo(np.float32).eps)
 Floats = NDArray[np.float32]
@@ -26,7 +31,7 @@ def write_onnx(
     """Writes an ONNX file; arguments and errors as `export`."""
     from .onnx import onnx
 
-    check_tensors(model.network, model.tensors)
+    check_tensors(model.network, model.tensors, model.precision)
     data = onnx(model, pixels=pixels, softmax=softmax)
 
     def run(photos: NDArray[np.uint8]) -> Floats:
@@ -35,7 +40,7 @@ def write_onnx(
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        source = photos if pixels else _scaled(model, photos).transpose(0, 3, 1, 2)
+        source = photos if pixels else _input(model, photos).transpose(0, 3, 1, 2)
         found = np.asarray(session.run(None, {session.get_inputs()[0].name: source})[0])
         return found.transpose(0, 2, 3, 1) if found.ndim == 4 else found
 
@@ -46,7 +51,7 @@ def write_tflite(model: Model, path: Path, *, softmax: bool = False, check: bool
     """Writes a TFLite file; arguments and errors as `export`."""
     from .tflite import tflite
 
-    check_tensors(model.network, model.tensors)
+    check_tensors(model.network, model.tensors, model.precision)
     data = tflite(model, softmax=softmax)
 
     def run(photos: NDArray[np.uint8]) -> Floats:
@@ -54,7 +59,7 @@ def write_tflite(model: Model, path: Path, *, softmax: bool = False, check: bool
 
         interpreter = Interpreter(model_content=data)
         interpreter.allocate_tensors()
-        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], _scaled(model, photos))
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], _input(model, photos))
         interpreter.invoke()
         return np.asarray(interpreter.get_tensor(interpreter.get_output_details()[0]["index"]))
 
@@ -93,9 +98,7 @@ def _compare(
 ) -> tuple[float, float]:
     """Returns the largest difference from the reference, and how large one there may be; raises a `GateError`."""
     photo = _photo(model)
-    scaling = model.preprocessing.mean, model.preprocessing.std
-    expected = forward(model.network, model.tensors, photo, scaling=scaling)
-    allowed = tolerance(model.network, model.tensors, photo, _EPSILON, scaling=scaling)
+    expected, allowed = _expected(model, photo)
     if probabilities and model.network.include_top:
         expected, allowed = _softmax(expected, allowed)
     found = run(photo)
@@ -109,6 +112,15 @@ def _compare(
             f"{allowed.flat[worst]:.2g} would be rounding; nothing was written"
         )
     return float(difference.max()), float(allowed.max())
+
+
+def _expected(model: Model, photo: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Returns the reference's outputs, and how far from them rounding may lead."""
+    if model.precision == "int8":
+        return integer.forward(model.network, model.tensors, photo), int8.tolerance(model, photo)
+    scaling = model.preprocessing.mean, model.preprocessing.std
+    expected = forward(model.network, model.tensors, photo, scaling=scaling)
+    return expected, tolerance(model.network, model.tensors, photo, _EPSILON, scaling=scaling)
 
 
 def _softmax(logits: NDArray[Any], allowed: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -130,6 +142,9 @@ def _photo(model: Model) -> NDArray[np.uint8]:
     return photo[None]
 
 
-def _scaled(model: Model, photos: NDArray[np.uint8]) -> Floats:
+def _input(model: Model, photos: NDArray[np.uint8]) -> NDArray[Any]:
+    """Returns pixels as a file takes them: scaled, but as they are for an int8 model."""
+    if model.precision == "int8":
+        return photos
     mean, std = (np.array(part, np.float32) for part in (model.preprocessing.mean, model.preprocessing.std))
     return np.asarray((photos - mean) / std, np.float32)

@@ -31,6 +31,7 @@ from ..formats.tflite_schema import (
 )
 from ..model import Model
 from ..photos.preprocessing import Preprocessing
+from .int8 import preprocessing
 
 LABELS, PREPROCESSING = "labels.txt", "preprocessing.json"
 _PARSER = "1.0.0"  # the oldest parser that knows all fields used here
@@ -38,7 +39,10 @@ _COLORS = {3: ColorSpace.RGB, 1: ColorSpace.GRAYSCALE}
 
 
 def encoded(model: Model, output: str) -> bytes:
-    """Returns the metadata flatbuffer of a model with one input, scaled pixels, and one output called `output`."""
+    """Returns the metadata flatbuffer of a model with one input, scaled pixels, and one output called `output`.
+
+    Of an int8 model the scaling is what the input's own scale and zero point undo.
+    """
     scores: dict[int, Value] = {
         TensorMetadata.NAME: output,
         TensorMetadata.CONTENT: _content(ContentType.FEATURE, {}),
@@ -46,7 +50,7 @@ def encoded(model: Model, output: str) -> bytes:
     if model.network.include_top:
         scores[TensorMetadata.FILES] = [_file(LABELS, "one line a class", FileType.AXIS_LABELS)]
     subgraph: Fields = {
-        SubgraphMetadata.INPUTS: [_image(model.preprocessing)],
+        SubgraphMetadata.INPUTS: [_image(preprocessing(model, centred=True))],
         SubgraphMetadata.OUTPUTS: [scores],
     }
     fields: Fields = {
@@ -62,7 +66,7 @@ def encoded(model: Model, output: str) -> bytes:
 def pack(tflite: bytes, model: Model) -> bytes:
     """Returns the file with labels and preprocessing packed behind it; uncompressed, as its readers map them."""
     out = io.BytesIO(tflite)
-    files = {PREPROCESSING: json.dumps(model.preprocessing.to_dict())}
+    files = {PREPROCESSING: json.dumps(preprocessing(model, centred=True).to_dict())}
     if model.network.include_top:
         files[LABELS] = "".join(f"{label}\n" for label in model.labels)
     with zipfile.ZipFile(out, "a") as archive:
@@ -71,13 +75,13 @@ def pack(tflite: bytes, model: Model) -> bytes:
     return out.getvalue()
 
 
-def _image(preprocessing: Preprocessing) -> Fields:
+def _image(given: Preprocessing) -> Fields:
     size: Fields = {
-        ImageSize.WIDTH: Scalar("I", preprocessing.width),
-        ImageSize.HEIGHT: Scalar("I", preprocessing.height),
+        ImageSize.WIDTH: Scalar("I", given.width),
+        ImageSize.HEIGHT: Scalar("I", given.height),
     }
-    colors = Scalar("b", _COLORS.get(preprocessing.channels, ColorSpace.UNKNOWN))
-    mean, std = (np.array(part, np.float32) for part in (preprocessing.mean, preprocessing.std))
+    colors = Scalar("b", _COLORS.get(given.channels, ColorSpace.UNKNOWN))
+    mean, std = (np.array(part, np.float32) for part in (given.mean, given.std))
     normalization: Fields = {
         ProcessUnit.OPTIONS_TYPE: Scalar("B", NORMALIZATION),
         ProcessUnit.OPTIONS: {Normalization.MEAN: mean, Normalization.STD: std},

@@ -22,10 +22,11 @@ DepthwiseConv2D = IntEnum(
     "DepthwiseConv2D", "PADDING STRIDE_W STRIDE_H DEPTH_MULTIPLIER ACTIVATION DILATION_W DILATION_H", start=0
 )
 Pool2D = IntEnum("Pool2D", "PADDING STRIDE_W STRIDE_H FILTER_W FILTER_H ACTIVATION", start=0)
-FullyConnected = IntEnum("FullyConnected", "ACTIVATION WEIGHTS_FORMAT KEEP_DIMS", start=0)
+FullyConnected = IntEnum("FullyConnected", "ACTIVATION WEIGHTS_FORMAT KEEP_DIMS ASYMMETRIC_INPUTS", start=0)
 Add = IntEnum("Add", "ACTIVATION POT_SCALE_INT16", start=0)
 Softmax = IntEnum("Softmax", "BETA", start=0)
 Reducer = IntEnum("Reducer", "KEEP_DIMS", start=0)
+Concatenation = IntEnum("Concatenation", "AXIS ACTIVATION", start=0)
 
 
 class Op(IntEnum):
@@ -33,8 +34,10 @@ class Op(IntEnum):
 
     ADD = 0
     AVERAGE_POOL_2D = 1
+    CONCATENATION = 2
     CONV_2D = 3
     DEPTHWISE_CONV_2D = 4
+    DEQUANTIZE = 6
     FULLY_CONNECTED = 9
     MAX_POOL_2D = 17
     RESHAPE = 22
@@ -43,16 +46,19 @@ class Op(IntEnum):
     MEAN = 40
     SQUEEZE = 43
     REDUCE_MAX = 82
+    QUANTIZE = 114
 
 
 class Options(IntEnum):
     """Is the type of an operator's options: the union BuiltinOptions."""
 
+    NONE = 0
     CONV_2D = 1
     DEPTHWISE_CONV_2D = 2
     POOL_2D = 5
     FULLY_CONNECTED = 8
     SOFTMAX = 9
+    CONCATENATION = 10
     ADD = 11
     RESHAPE = 17
     PAD = 22

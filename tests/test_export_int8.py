@@ -1,0 +1,230 @@
+"""int8 models in other runtimes: ONNX Runtime and LiteRT compute what `integer` says, but for rounding."""
+
+import importlib
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mobilenet
+from int8_makers import random_bytes, random_int8_model
+from mobilenet import integer, quantized
+from mobilenet.arch import Network, conventions, v1, v2
+from mobilenet.cli import main
+from mobilenet.errors import GateError
+from mobilenet.export import int8
+from mobilenet.export.onnx import onnx
+from mobilenet.export.tflite import tflite
+from mobilenet.formats import tflite_graph
+from mobilenet.formats.tflite_schema import Op, Type
+from mobilenet.model import Model
+from mobilenet.photos.preprocessing import Preprocessing
+from mobilenet.quantization.quantize import quantize
+from mobilenet.quantization.sweep import Choices
+from model_makers import random_model, random_pixels
+
+RUNTIMES = {"onnx": "onnxruntime", "tflite": "ai_edge_litert"}
+FORMATS = pytest.mark.parametrize(
+    "format",
+    [
+        pytest.param(name, marks=pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=package))
+        for name, package in RUNTIMES.items()
+    ],
+)
+NETWORKS = (
+    v1(0.1, (33, 40), 3),
+    v1(0.25, 32, 5, channels=1, conventions="mlperf_tiny"),
+    v1(0.15, (37, 34), 4, conventions="notes"),
+    v1(0.25, 32, include_top=False, pooling="max"),
+    v1(0.1, (34, 40), 6, separable=False, downsampling=8),
+    v2(0.25, 33, 10),
+    v2(0.1, (45, 32), 7, conventions="torchvision"),
+    v2(0.35, (40, 33), include_top=False, downsampling=16, conventions="keras"),
+    v2(0.2, 32, 3, channels=4, conventions=conventions("v2", "paper", padding="bottom_right")),
+    v2(0.2, 32, include_top=False, pooling="avg"),
+)
+
+
+def quantised(network: Network, seed: int = 1) -> Model:
+    """Returns random float weights, quantised on random photos; three channels have three zero points."""
+    mean, std = ((100.0, 110.0, 120.0), (50.0, 60.0, 55.5)) if network.channels == 3 else ((100.0,), (50.0,))
+    preprocessing = Preprocessing(network.height, network.width, network.channels, mean=mean, std=std)
+    model = random_model(network, seed, preprocessing=preprocessing)
+    return quantize(model, random_pixels(network, 4), Choices("minmax", compensate=False)).model
+
+
+def run(model: Model, format: str, photos: np.ndarray, **options: Any) -> np.ndarray:
+    """Returns the runtime's outputs, feature maps as [N, height, width, channels]; one thread."""
+    if format == "onnx":
+        import onnxruntime
+
+        choices = onnxruntime.SessionOptions()
+        choices.intra_op_num_threads = 1
+        session = onnxruntime.InferenceSession(onnx(model, **options), choices, providers=["CPUExecutionProvider"])
+        source = photos if options.get("pixels") else photos.transpose(0, 3, 1, 2)
+        found = np.asarray(session.run(None, {session.get_inputs()[0].name: source})[0])
+        return found.transpose(0, 2, 3, 1) if found.ndim == 4 else found
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=tflite(model, **options), num_threads=1)
+    interpreter.allocate_tensors()
+    outputs = []
+    for photo in photos:
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], photo[None])
+        interpreter.invoke()
+        outputs.append(interpreter.get_tensor(interpreter.get_output_details()[0]["index"])[0].copy())
+    return np.stack(outputs)
+
+
+def consistent(model: Model) -> Model:
+    """Returns a random int8 model with the scale that its multiplier says where its outputs are those of a pooling."""
+    last = int8.quantised(model).parts[-1]
+    if last.output:
+        model.tensors[f"{last.layer.name}.scale"] = np.array([last.output.scale], np.float32)
+    return model
+
+
+@FORMATS
+@pytest.mark.parametrize("network", NETWORKS, ids=str)
+@pytest.mark.parametrize("make", [quantised, random_int8_model])
+def test_the_runtime_computes_the_model(format: str, network: Network, make: Any) -> None:
+    """Random int8 models have zero points and clamps anywhere, quantised ones as they come."""
+    model = consistent(make(network))
+    photos = random_bytes(network, 2)
+    expected, allowed = integer.forward(network, model.tensors, photos), int8.tolerance(model, photos)
+    found = run(model, format, photos)
+    assert found.shape == expected.shape
+    assert (np.abs(found - expected) <= allowed).all(), float((np.abs(found - expected) / allowed).max())
+
+
+@FORMATS
+@pytest.mark.parametrize(
+    "network", [network for network in NETWORKS if not any(x.adds for x in network.layers)], ids=str
+)
+def test_without_shortcuts_little_is_rounded_otherwise(format: str, network: Network) -> None:
+    """A scale, zero point or bias that is wrong shows here: nine of ten outputs are the same to a twentieth."""
+    model = quantised(network)
+    photos = random_bytes(network, 3)
+    expected = integer.forward(network, model.tensors, photos)
+    near = np.abs(run(model, format, photos) - expected) <= 0.05 * expected.std()
+    assert near.mean() > 0.9
+
+
+@pytest.mark.parametrize("network", [network for network in NETWORKS if network.include_top], ids=str)
+def test_the_tolerance_is_small_beside_what_tells_classes_apart(network: Network) -> None:
+    model = quantised(network)
+    photos = random_bytes(network, 1)
+    expected = integer.forward(network, model.tensors, photos)
+    assert 0 < int8.tolerance(model, photos).max() < 0.5 * expected.std()
+
+
+def test_scales_give_the_multipliers_and_sums_ahead_of_a_shortcut_have_room() -> None:
+    model = quantised(v2(0.25, 33, 10))
+    parts, border = int8.quantised(model)
+    assert border is not None
+    for part in parts:
+        name = part.layer.name
+        multiplier = part.source.scale * part.scales / (part.output.scale if part.output else 1)
+        expected = model.tensors[f"{name}.multiplier"]
+        dead = quantized.largest_sums(part.layer, model.tensors) * expected < 0.5
+        assert np.allclose(multiplier[~dead], expected[~dead], rtol=1e-6, atol=0)
+        if part.output and part.layer.kind != "average_pool":
+            assert part.output.scale == pytest.approx(float(model.tensors[f"{name}.scale"][0]), rel=1e-6)
+        if part.sums and part.added and part.output:
+            held = [part.sums.scale * (end - part.sums.zero) for end in (0, 255)]
+            ends = [part.output.scale * (end - part.output.zero) for end in (0, 255)]
+            added = [part.added.scale * (end - part.added.zero) for end in (0, 255)]
+            assert held[0] - part.sums.scale <= ends[0] - added[1]
+            assert held[1] + part.sums.scale >= ends[1] - added[0]
+    assert [part.sums is not None for part in parts] == [layer.adds is not None for layer in model.network.layers]
+
+
+def test_channels_that_give_zero_have_scales_that_runtimes_take() -> None:
+    model = random_model(v1(0.25, 32, 3))
+    model.tensors["block2.pointwise.gamma"][:5] = 0
+    model.tensors["block2.pointwise.beta"][:5] = 0
+    made = quantize(model, random_pixels(model.network, 2), Choices("minmax", compensate=False)).model
+    part = next(part for part in int8.quantised(made)[0] if part.layer.name == "block2.pointwise")
+    assert part.output
+    assert (part.source.scale * part.scales / part.output.scale > 2.0**-32).all(), "XNNPACK's least"
+    assert not part.weight[:, :5].any()
+
+
+def test_onnx_runtime_makes_integer_layers_of_all(tmp_path: Path) -> None:
+    """Named as ONNX Runtime writes its optimised graph; a layer left in float32 would be slow and not be told."""
+    runtime, checker = pytest.importorskip("onnxruntime"), pytest.importorskip("onnx")
+    for network in (v2(0.25, 64, 10, conventions="keras"), v1(0.25, 32, 3)):
+        data = onnx(quantised(network), pixels=True)
+        checker.checker.check_model(checker.load_from_string(data), full_check=True)
+        options = runtime.SessionOptions()
+        options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+        options.log_severity_level = 3
+        runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        kinds = {node.op_type for node in checker.load(options.optimized_model_filepath).graph.node}
+        assert {"QLinearConv", "QGemm"} < kinds
+        assert not kinds & {"Conv", "Gemm", "DequantizeLinear", "Clip", "Add", "GlobalAveragePool"}
+
+
+def test_tflite_is_int8_but_for_the_classifier() -> None:
+    model = quantised(v2(0.25, 33, 10))
+    graph = tflite_graph.read(tflite(model))
+    for operator in graph.operators:
+        kinds = [graph.tensors[index].type for index in (*operator.inputs[:2], *operator.outputs)]
+        if operator.op in (Op.CONV_2D, Op.DEPTHWISE_CONV_2D, Op.ADD):
+            assert kinds == [Type.INT8] * 3
+    last = graph.operators[-1]
+    assert [graph.tensors[index].type for index in last.inputs] == [Type.FLOAT32, Type.INT8, Type.FLOAT32]
+    source = graph.tensors[graph.inputs[0]]
+    assert (source.type, source.quantization.scale, source.quantization.zero_point) == (Type.UINT8, 1, 100)  # type: ignore[union-attr]
+
+
+@FORMATS
+def test_pixels_and_softmax(format: str) -> None:
+    model = quantised(v2(0.1, 32, 5))
+    photos = random_bytes(model.network, 2)
+    plain = run(model, format, photos)
+    powers = np.exp(plain - plain.max(-1, keepdims=True))
+    found = run(model, format, photos, softmax=True)
+    assert np.allclose(found, powers / powers.sum(-1, keepdims=True), atol=1e-5)
+    if format == "onnx":
+        assert (run(model, format, photos, pixels=True) == plain).all()
+
+
+@FORMATS
+def test_the_command_writes_what_its_runtime_agrees_with(
+    format: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quantised(NETWORKS[0]).save(tmp_path / "model")
+    path = tmp_path / f"x.{format}"
+    assert main(["export", str(tmp_path / "model"), "-o", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["files"] == {str(path): path.stat().st_size}
+
+
+@FORMATS
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("block12.pointwise.multiplier", lambda tensor: tensor * np.float32(2)),
+        ("block9.depthwise.bias", lambda tensor: tensor[::-1]),
+        ("pool.multiplier", lambda tensor: tensor * np.float32(1.5)),
+        ("classifier.weight", lambda tensor: tensor[::-1]),
+    ],
+)
+def test_a_file_of_other_numbers_is_not_written(
+    format: str, part: str, change: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = quantised(NETWORKS[1])
+    module = importlib.import_module(f"mobilenet.export.{format}")
+
+    def wrong(given: Model) -> int8.Quantised:
+        other = Model(given.network, given.tensors, preprocessing=given.preprocessing, precision="int8")
+        other.tensors |= {part: change(given.tensors[part])}
+        return int8.quantised(other)
+
+    monkeypatch.setattr(module, "quantised", wrong)
+    with pytest.raises(GateError, match="nothing was written"):
+        mobilenet.export(model, tmp_path / f"x.{format}")
+    assert not list(tmp_path.iterdir())
