@@ -104,7 +104,7 @@ def _exp_of_quarter(x: Whole) -> Whole:
     square = high_product(x, x)
     fourth = divided(high_product(square, square), 2)
     cubes = high_product(fourth + high_product(square, x), 715827883)  # 1/3
-    return middle + high_product(x + divided(cubes + square, 1), middle)
+    return np.asarray(middle + high_product(x + divided(cubes + square, 1), middle))
 
 
 def _inverse(x: Whole) -> Whole:
@@ -115,4 +115,4 @@ def _inverse(x: Whole) -> Whole:
     for _ in range(3):
         error = (1 << 29) - high_product(half, found)
         found = found + np.clip(high_product(found, error) << 2, -(1 << 31), _ONE)
-    return np.clip(found << 1, -(1 << 31), _ONE)
+    return np.asarray(np.clip(found << 1, -(1 << 31), _ONE))

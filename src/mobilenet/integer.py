@@ -19,8 +19,10 @@ logits are scale · (y - zero):
     y   = clip((own · 2^20 · own factor + (s - s's zero) · 2^20 · s's factor) · the sum's factor + zero, low, high)
     average pooling is that y too, of weights of 1, or the mean of x, its halves rounded away from the origin
 
-TFLite's int8 numbers are these bytes less 128, zero points too; nothing but the origin tells them apart. Sums run in floating point, where they are exact because every partial sum is a whole number
-that the type holds: in float32 below 2^24, else in float64; this is what makes numpy, and so this module, quick.
+TFLite's int8 numbers are these bytes less 128, zero points too; nothing but the origin tells them apart.
+
+Sums run in floating point, where they are exact because every partial sum is a whole number that the type holds: in
+float32 below 2^24, else in float64; this is what makes numpy, and so this module, quick.
 """
 
 from collections.abc import Iterator, Mapping
@@ -54,7 +56,7 @@ def forward(network: Network, tensors: Mapping[str, Array], pixels: Array) -> ND
 
 
 def outputs(network: Network, tensors: Mapping[str, Array], pixels: Array) -> dict[str, Array]:
-    """Returns the output of every layer by name, uint8 but for logits of the rescale "float". Arguments as `forward`."""
+    """Returns the output of every layer by name, uint8 but for "float" logits. Arguments as `forward`."""
     return {layer.name: y for layer, y in IntegerNetwork(network, tensors).run(pixels)}
 
 
@@ -137,7 +139,7 @@ def prepare(layer: Layer, tensors: Mapping[str, Array], zero_in: Array) -> Step:
         return tensors.get(f"{layer.name}.{name}", default)
 
     exact = np.float32 if int(largest_sums(layer, tensors).max()) < EXACT else np.float64
-    weight = np.zeros(0) if layer.weight_shape is None else centred_weight(layer, tensors)
+    weight: Array = np.zeros(0) if layer.weight_shape is None else centred_weight(layer, tensors)
     if layer.kind == "conv":
         weight = weight.reshape(-1, layer.output.channels)
     return Step(
@@ -156,9 +158,11 @@ def prepare(layer: Layer, tensors: Mapping[str, Array], zero_in: Array) -> Step:
 
 
 def _fixed(layer: Layer, tensors: Mapping[str, Array]) -> Fixed:
-    parts = {name: tensors.get(f"{layer.name}.{name}", np.zeros(1)).astype(np.int64) for name in Fixed._fields}
-    parts |= {name: int(parts[name][0]) for name in ("origin", "sum_zero")}
-    return Fixed(**parts)
+    def part(name: str) -> Whole:
+        return np.asarray(tensors.get(f"{layer.name}.{name}", np.zeros(1)), np.int64)
+
+    zeros = int(part("origin")[0]), int(part("sum_zero")[0])
+    return Fixed(part("multiplier"), part("shift"), *zeros, part("sum_multiplier"), part("sum_shift"))
 
 
 def output(step: Step, x: Bytes, shortcut: Bytes | None) -> Array:

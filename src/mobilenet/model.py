@@ -16,9 +16,10 @@ from .arch import SCALINGS, Network, v1, v2
 from .common.checks import choice, integer, short
 from .errors import UsageError
 from .photos.preprocessing import Preprocessing
+from .quantized import Rescale
 from .runner import Floats, Runner, runner
 from .storage import folder
-from .storage.folder import Precision, Rescale, Stored
+from .storage.folder import Precision, Stored
 from .weights import initial
 
 if TYPE_CHECKING:

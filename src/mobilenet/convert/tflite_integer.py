@@ -24,7 +24,7 @@ from ..quantized import PIXELS_ZERO
 Arrays = dict[str, NDArray[Any]]
 
 _SAME = (Op.PAD, Op.RESHAPE, Op.SQUEEZE, Op.AVERAGE_POOL_2D, Op.MAX_POOL_2D, Op.REDUCE_MAX)  # scales as their inputs
-_WEIGHTED = (Op.CONV_2D, Op.DEPTHWISE_CONV_2D, Op.FULLY_CONNECTED)
+_SCALES = 1e-9, 1e9  # between which every scale of activations lies, and below which one of weights: no overflows
 _POOL_SCALES = 1e-6  # by which TFLite lets the scales of a pooling differ
 _BIAS_SCALES = 0.02  # by which it lets the scale of a bias differ, in units of the output's
 _PIXEL_SCALES = 1 / 64  # by which the scale of the input may differ from that of the pixels: of four bytes one step
@@ -69,8 +69,8 @@ def check_operator(graph: Graph, operator: Operator, kind: Type) -> None:
     if operator.op == Op.SOFTMAX and (target.scale != np.float32(1 / 256) or target.zero != 0):
         raise _error(graph.tensors[operator.outputs[0]], f"has scale {target.scale:g} and zero point {target.zero} as "
                      "a byte, needed of a softmax are 1/256 and 0")  # fmt: skip
-    if operator.op == Op.ADD:
-        _scale(graph, operator.inputs[1], kind)
+    for index in operator.inputs[1:2] if operator.op == Op.ADD else ():
+        _scale(graph, index, kind)
 
 
 def tensors_of(network: Network, graph: Graph, places: Sequence[Place]) -> Arrays:
@@ -90,7 +90,7 @@ def tensors_of(network: Network, graph: Graph, places: Sequence[Place]) -> Array
             found |= _average(graph, layer, operator, kind)
         if place.addition is not None:
             found |= _addition(graph, place, kind)
-        tensors |= {f"{layer.name}.{part}": np.atleast_1d(value) for part, value in found.items()}
+        tensors |= {f"{layer.name}.{part}": value for part, value in found.items()}
     return tensors
 
 
@@ -130,7 +130,11 @@ def _output(graph: Graph, place: Place, kind: Type) -> Arrays:
     if place.operator.activation == Activation.RELU6:
         high = min(high, target.zero + int(np.floor(np.float32(6) / target.scale + np.float32(0.5))))
     whole = {"zero": target.zero, "low": low, "high": high}
-    return {"scale": np.float32(target.scale)} | {name: np.int32(value) for name, value in whole.items()}
+    return {"scale": np.array([target.scale], np.float32)} | {name: _whole(value) for name, value in whole.items()}
+
+
+def _whole(value: int) -> NDArray[np.int32]:
+    return np.array([value], np.int32)
 
 
 def _weights(graph: Graph, layer: Layer, operator: Operator, kind: Type) -> Arrays:
@@ -138,7 +142,7 @@ def _weights(graph: Graph, layer: Layer, operator: Operator, kind: Type) -> Arra
     source, target = (_scale(graph, index, kind) for index in (operator.inputs[0], operator.outputs[0]))
     channels = layer.output.channels
     scales, zero = _weight_scales(weight, operator, kind, channels)
-    if operator.op == Op.FULLY_CONNECTED and scales.size == 1 or kind == Type.UINT8:
+    if kind == Type.UINT8 or (operator.op == Op.FULLY_CONNECTED and scales.size == 1):
         products = (source.scale * scales).astype(np.float64)
     else:
         products = float(source.scale) * scales.astype(np.float64)
@@ -150,7 +154,7 @@ def _weights(graph: Graph, layer: Layer, operator: Operator, kind: Type) -> Arra
     numbers = np.asarray(weight.data).astype(np.int16) + (128 if kind == Type.INT8 else 0)
     return {
         "weight": np.ascontiguousarray(_layout(numbers, layer), np.uint8),
-        "weight_zero": np.int32(zero),
+        "weight_zero": _whole(zero),
         "bias": bias,
         "multiplier": multiplier,
         "shift": shift,
@@ -163,9 +167,7 @@ def _layout(weight: NDArray[Any], layer: Layer) -> NDArray[Any]:
     return (weight if layer.kind == "depthwise" else np.moveaxis(weight, 0, -1)).reshape(layer.weight_shape)
 
 
-def _weight_scales(
-    weight: Tensor, operator: Operator, kind: Type, channels: int
-) -> tuple[NDArray[np.float32], int]:
+def _weight_scales(weight: Tensor, operator: Operator, kind: Type, channels: int) -> tuple[NDArray[np.float32], int]:
     """Returns the scales, one or one a channel, and the zero point of the weights as bytes."""
     found = _quantization(weight)
     axis = 3 if operator.op == Op.DEPTHWISE_CONV_2D else 0
@@ -177,6 +179,8 @@ def _weight_scales(
         if not low <= zero <= high:
             raise _error(weight, f"has zero point {zero}, needed is {low} to {high}" if high else
                          f"has zero point {zero}, needed of int8 weights is 0")  # fmt: skip
+    if float(found.scale.max()) > _SCALES[1]:
+        raise _error(weight, f"has scale {found.scale.max():g}, needed is at most {_SCALES[1]:g}")
     return found.scale, int(found.zero_point[0]) + (128 if kind == Type.INT8 else 0)
 
 
@@ -197,12 +201,15 @@ def _average(graph: Graph, layer: Layer, operator: Operator, kind: Type) -> Arra
     if operator.op == Op.MEAN:
         source, target = (_scale(graph, index, kind) for index in (operator.inputs[0], operator.outputs[0]))
         multiplier, shift = factors(float(source.scale) / float(target.scale))
+        if not multiplier[0]:
+            raise _error(graph.tensors[operator.outputs[0]], f"has scale {target.scale:g}, too large for a mean of "
+                         f"{source.scale:g}")  # fmt: skip
         pixels = layer.input.height * layer.input.width
         # As many bits as the multiplier may gain before it is divided by the number of pixels.
         more = min(pixels.bit_length() - 1, 32, 31 + int(shift[0]))
         multiplier = np.asarray((multiplier.astype(np.int64) << more) // pixels, np.int32)
         shift = shift - np.int32(more)
-    return {"multiplier": multiplier, "shift": shift, "origin": np.int32(0 if kind == Type.UINT8 else 128)}
+    return {"multiplier": multiplier, "shift": shift, "origin": _whole(0 if kind == Type.UINT8 else 128)}
 
 
 def _addition(graph: Graph, place: Place, kind: Type) -> Arrays:
@@ -214,7 +221,7 @@ def _addition(graph: Graph, place: Place, kind: Type) -> Arrays:
     if real[2] >= 1:
         raise _error(graph.tensors[place.result], f"has scale {target.scale:g}, too small for a sum of {twice / 2:g}")
     multiplier, shift = factors(real)
-    return {"sum_zero": np.int32(own.zero), "sum_multiplier": multiplier, "sum_shift": shift}
+    return {"sum_zero": _whole(own.zero), "sum_multiplier": multiplier, "sum_shift": shift}
 
 
 def _scale(graph: Graph, index: int, kind: Type) -> _Scale:
@@ -231,6 +238,8 @@ def _byte_scale(tensor: Tensor) -> _Scale:
     if found.scale.size != 1 or not low <= int(found.zero_point[0]) <= high:
         raise _error(tensor, f"has {found.scale.size} scales and zero point {int(found.zero_point[0])}; needed are one "
                      f"and {low} to {high}")  # fmt: skip
+    if not _SCALES[0] <= float(found.scale[0]) <= _SCALES[1]:
+        raise _error(tensor, f"has scale {found.scale[0]:g}, needed is {_SCALES[0]:g} to {_SCALES[1]:g}")
     return _Scale(found.scale[0], int(found.zero_point[0]) - low)
 
 

@@ -44,7 +44,7 @@ class _Entry(NamedTuple):
 
 
 def encode(tensors: Mapping[str, NDArray[Any]]) -> bytes:
-    """Returns the file that holds float32, int8, uint8 and int32 tensors, data aligned to 8 bytes as the library aligns it.
+    """Returns the file that holds tensors of the four types, data aligned to 8 bytes as the library aligns it.
 
     They come in the order given, those of one byte an item last, so that all items are aligned to their own size.
     """
