@@ -1,9 +1,10 @@
 """TFLite's arithmetic in whole numbers, to the last bit of its reference kernels: rescaling, the mean, softmax.
 
 A real factor is `multiplier` · 2^`shift` / 2^31, the multiplier from 2^30 to 2^31 - 1, or 0 for what is too small. A
-product with it is rounded twice (`rescaled`): first to the nearest multiple of 1 / 2^-shift, halves upwards, then
-to a whole number, halves away from zero. gemmlowp calls the two SaturatingRoundingDoublingHighMul and
-RoundingDivideByPOT; the first's saturation, of -2^31 · -2^31, can't happen as multipliers are not negative.
+product with it is rounded twice (`rescaled`): first to a multiple of 2^shift, halves upwards, then to a whole number,
+halves away from zero. gemmlowp calls the two SaturatingRoundingDoublingHighMul and RoundingDivideByPOT; the first's
+saturation, of -2^31 · -2^31, can't happen as multipliers are not negative. LiteRT's FULLY_CONNECTED rounds once
+(`rescaled_once`), with and without its reference kernels: found by comparing outputs with those of version 2.3.
 
 Fixed-point numbers are whole numbers that stand for so many 2^-fraction; all arrays are int64, which has room for every
 product of two int32.
@@ -41,6 +42,12 @@ def factors(values: Any) -> Factors:
 def rescaled(values: Whole, multiplier: Whole, shift: Whole) -> Whole:
     """Returns `values` times a factor; they must stay below 2^31 when they are shifted left."""
     return divided(high_product(values << np.maximum(shift, 0), multiplier), np.maximum(-shift, 0))
+
+
+def rescaled_once(values: Whole, multiplier: Whole, shift: Whole) -> Whole:
+    """Returns `values` times a factor, rounded once, halves upwards."""
+    places = 31 - shift
+    return np.asarray((values * multiplier + (np.int64(1) << (places - 1))) >> places)
 
 
 def high_product(a: Whole, b: Any) -> Whole:

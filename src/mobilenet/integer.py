@@ -9,7 +9,7 @@ once, to nearest even:
 The classifier's logits are its t; average pooling sums x - x's zero over the pixels; max pooling is max(x). `quantized`
 has the tensors' names.
 
-With the rescale "fixed" (· of a factor is `fixed_point.rescaled`) all outputs are uint8, the classifier's too, whose
+With the rescale "fixed" (products with factors are `fixed_point.rescaled`) all outputs are uint8, the classifier's too, whose
 logits are scale · (y - zero):
 
     sum = sum((x - x's zero) · (weight - weight's zero)) + bias
@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from .arch import Layer, Network
 from .errors import UsageError
-from .fixed_point import ADD_SHIFT, Whole, mean, rescaled
+from .fixed_point import ADD_SHIFT, Whole, mean, rescaled, rescaled_once
 from .quantized import EXACT, PIXELS_ZERO, centred_weight, dequantised, largest_sums, lower_clamp
 
 Array = NDArray[Any]
@@ -72,6 +72,7 @@ class Fixed(NamedTuple):
 
     multiplier: Whole
     shift: Whole
+    roundings: int
     origin: int
     sum_zero: int
     sum_multiplier: Whole
@@ -161,8 +162,8 @@ def _fixed(layer: Layer, tensors: Mapping[str, Array]) -> Fixed:
     def part(name: str) -> Whole:
         return np.asarray(tensors.get(f"{layer.name}.{name}", np.zeros(1)), np.int64)
 
-    zeros = int(part("origin")[0]), int(part("sum_zero")[0])
-    return Fixed(part("multiplier"), part("shift"), *zeros, part("sum_multiplier"), part("sum_shift"))
+    numbers = (int(part(name)[0]) for name in ("roundings", "origin", "sum_zero"))
+    return Fixed(part("multiplier"), part("shift"), *numbers, part("sum_multiplier"), part("sum_shift"))
 
 
 def output(step: Step, x: Bytes, shortcut: Bytes | None) -> Array:
@@ -193,7 +194,7 @@ def _fixed_output(step: Step, fixed: Fixed, total: Whole, shortcut: Bytes | None
         above = pixels * (int(step.zero_in[0]) - fixed.origin)  # the sums are above the zero point
         y = mean(total + above, pixels) + fixed.origin
     else:
-        y = rescaled(total, fixed.multiplier, fixed.shift)
+        y = (rescaled_once if fixed.roundings == 1 else rescaled)(total, fixed.multiplier, fixed.shift)
         if shortcut is None:
             y += step.zero
         else:

@@ -20,6 +20,8 @@ are the same but for these, where the classifier too has scale, zero and clamps:
     L.multiplier    int32   [out]       input scale · weight scale / output scale as `fixed_point` has factors; [1] for
     L.shift         int32   [out]       average pooling: input scale / output scale / pixels, multiplier 0 for the mean
                                         itself, where the scales are the same (AVERAGE_POOL_2D)
+    L.roundings     int32   [1]         of the classifier alone: how often its products are rounded, 2 as in all other
+                                        layers, or 1 as in FULLY_CONNECTED
     L.origin        int32   [1]         of average pooling alone: the byte that is TFLite's 0, 0 or 128, from which
                                         halves of the mean itself are rounded away
     L.sum_zero      int32   [1]         zero point of the layer's own output, before a shortcut is added
@@ -84,7 +86,7 @@ def _fixed_parts(layer: Layer) -> dict[str, Spec]:
     parts: dict[str, Spec] = {}
     if layer.weight_shape is not None:
         parts |= {"weight": Spec(layer.weight_shape, "uint8"), "weight_zero": one, "bias": outs}
-        parts |= {"multiplier": outs, "shift": outs}
+        parts |= {"multiplier": outs, "shift": outs} | ({"roundings": one} if layer.kind == "dense" else {})
     elif layer.kind == "average_pool":
         parts |= {"multiplier": one, "shift": one, "origin": one}
     if layer.adds is not None:
@@ -164,6 +166,8 @@ def _check_fixed(layer: Layer, tensors: Mapping[str, NDArray[Any]]) -> None:
     _within(part("high"), tensors, int(tensors[part("low")][0]), 255)
     if layer.kind == "average_pool":
         _within(part("origin"), tensors, 0, 128)
+    if layer.kind == "dense":
+        _within(part("roundings"), tensors, 1, 2)
     if layer.kind != "max_pool":
         _check_factors(part(""), tensors, largest_sums(layer, tensors))
     if layer.adds is not None:

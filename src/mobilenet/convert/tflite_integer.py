@@ -152,13 +152,16 @@ def _weights(graph: Graph, layer: Layer, operator: Operator, kind: Type) -> Arra
         bias = np.asarray(graph.tensors[operator.inputs[2]].data, np.int32)
     multiplier, shift = factors(np.broadcast_to(products / float(target.scale), channels))
     numbers = np.asarray(weight.data).astype(np.int16) + (128 if kind == Type.INT8 else 0)
-    return {
+    found = {
         "weight": np.ascontiguousarray(_layout(numbers, layer), np.uint8),
         "weight_zero": _whole(zero),
         "bias": bias,
         "multiplier": multiplier,
         "shift": shift,
     }
+    if layer.kind == "dense":
+        found["roundings"] = _whole(1 if operator.op == Op.FULLY_CONNECTED else 2)
+    return found
 
 
 def _layout(weight: NDArray[Any], layer: Layer) -> NDArray[Any]:
