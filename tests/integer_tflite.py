@@ -10,7 +10,7 @@ from mobilenet.arch import Layer, Network
 from mobilenet.export import tflite as writer
 from mobilenet.formats import tflite_schema as schema
 from mobilenet.formats.flatbuffer import Scalar
-from mobilenet.formats.tflite_schema import Op, Operator, Options, Padding, Type
+from mobilenet.formats.tflite_schema import Op, Options, Padding, Type
 
 _FUSED = {"linear": 0, "relu": 1, "relu6": 3}
 _KINDS = {np.dtype(np.uint8): Type.UINT8, np.dtype(np.int8): Type.INT8, np.dtype(np.int32): Type.INT32}
@@ -26,7 +26,7 @@ class Options8:
         convolution: whether the classifier is a convolution, then squeezed, instead of FULLY_CONNECTED.
         channels: whether int8 weights have a scale a channel, the fully connected one's too.
         softmax: whether the last operator is one.
-        bias: whether there are any.
+        bias: whether a fully connected classifier has one; TFLite's convolutions of whole numbers must.
     """
 
     kind: Type = Type.UINT8
@@ -93,7 +93,7 @@ class Maker:
         source, padding = self._padded(layer, source)
         shape = (1, layer.output.channels) if dense else (1, *layer.output)
         relu = layer.activation != "linear"
-        # Of 512 probabilities of 1, at the upper clamp, TFLite's softmax aborts: logits lie in the middle.
+        # TFLite's softmax aborts where 512 logits are at the upper clamp: they lie in the middle.
         lowest, highest = (0, 40) if relu else (60, 196) if layer.kind == "dense" else (0, 256)
         zero = int(self.generator.integers(lowest, highest))
         top = self.generator.uniform(100, 250)  # bytes that 6 is above 0
@@ -118,9 +118,7 @@ class Maker:
         """Adds weight and bias such that the sums spread over the output's range."""
         assert layer.weight_shape is not None
         shape = layer.weight_shape
-        if layer.kind == "dense" and not dense:
-            shape = (1, 1, *shape)
-        elif layer.kind == "pointwise":
+        if (layer.kind == "dense" and not dense) or layer.kind == "pointwise":
             shape = (1, 1, *shape)
         legacy, channels, dense_like = self.options.kind == Type.UINT8, layer.output.channels, layer.kind == "dense"
         low = 0 if legacy else -127
@@ -134,7 +132,7 @@ class Maker:
         depthwise = layer.kind == "depthwise"
         whole = whole[None] if depthwise else np.ascontiguousarray(np.moveaxis(whole, -1, 0))
         weight = self._constant(f"{layer.name}.weight", whole, scale, zero, 3 if depthwise else 0)
-        if not self.options.bias:
+        if dense and not self.options.bias:
             return [weight]
         sums = np.float32(np.float32(self.scales[source][0]) * scale)
         spread = 0.3 * 128 * self.scales[target][0] / float(sums.max())
@@ -199,11 +197,3 @@ class Maker:
             self.graph.add(Op.SOFTMAX, [source], target, Options.SOFTMAX, {schema.Softmax.BETA: Scalar("f", 1)})
             return target
         return source
-
-
-def operator(maker: Maker, index: int) -> dict[int, Any]:
-    """Returns an operator's fields, to be changed."""
-    fields = dict(maker.graph.operators[index])
-    maker.graph.operators[index] = fields
-    assert Operator.INPUTS in fields
-    return fields

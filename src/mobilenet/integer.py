@@ -9,8 +9,8 @@ once, to nearest even:
 The classifier's logits are its t; average pooling sums x - x's zero over the pixels; max pooling is max(x). `quantized`
 has the tensors' names.
 
-With the rescale "fixed" (products with factors are `fixed_point.rescaled`) all outputs are uint8, the classifier's too, whose
-logits are scale · (y - zero):
+With the rescale "fixed" all outputs are uint8, the classifier's too, whose logits are scale · (y - zero); products with
+a factor are `fixed_point.rescaled`:
 
     sum = sum((x - x's zero) · (weight - weight's zero)) + bias
     y   = clip(sum · factor + zero, low, high)
