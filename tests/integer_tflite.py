@@ -123,7 +123,7 @@ class Maker:
         legacy, channels, dense_like = self.options.kind == Type.UINT8, layer.output.channels, layer.kind == "dense"
         low = 0 if legacy else -127
         numbers = self.generator.integers(low, low + (256 if legacy else 255), shape)
-        zero = int(self.generator.integers(*((124, 132) if dense_like else (80, 176)))) if legacy else 0
+        zero = int(self.generator.integers(*((124, 132) if dense_like else (100, 140)))) if legacy else 0
         terms = int(np.prod(layer.weight_shape)) // channels
         deviation = 40 * self.scales[target][0] / (60 * 75 * np.sqrt(terms) * self.scales[source][0])
         count = channels if self.options.channels else 1
@@ -136,7 +136,7 @@ class Maker:
             return [weight]
         sums = np.float32(np.float32(self.scales[source][0]) * scale)
         spread = 0.3 * 128 * self.scales[target][0] / float(sums.max())
-        bias = self.generator.uniform(-spread, spread, channels).astype(np.int32)
+        bias = self.generator.uniform(0, 2 * spread, channels).astype(np.int32)  # else whole layers stay below 0
         return [weight, self._constant(f"{layer.name}.bias", bias, sums)]
 
     def _padded(self, layer: Layer, source: int) -> tuple[int, Padding]:

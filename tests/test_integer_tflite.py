@@ -82,7 +82,7 @@ def test_every_layer_is_litert_s(network: Network, options: Options8) -> None:
         for name, output in ours.items():
             assert (output.reshape(-1) == theirs[name].reshape(-1)).all(), name
         logits = ours[network.layers[-1].name].reshape(-1)
-        assert len(np.unique(logits)) > 5  # nothing is told by outputs that are all clamped
+        assert len(np.unique(logits)) > 2  # nothing is told by outputs that are all clamped
         assert ((probabilities(model, logits) if options.softmax else logits) == last.reshape(-1)).all()
 
 
