@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from mobilenet.arch import Layer, Network
 from mobilenet.export import tflite as writer
 from mobilenet.formats import tflite_schema as schema
-from mobilenet.formats.flatbuffer import Scalar
+from mobilenet.formats.flatbuffer import Fields, Scalar
 from mobilenet.formats.tflite_schema import Op, Options, Padding, Type
 
 _FUSED = {"linear": 0, "relu": 1, "relu6": 3}
@@ -72,7 +72,7 @@ class Maker:
         return 128 if self.options.kind == Type.INT8 else 0
 
     def _quantised(self, index: int, scale: Any, zero: int, axis: int = 0) -> None:
-        quantisation = {
+        quantisation: Fields = {
             schema.Quantization.SCALE: np.array(scale, np.float32),
             schema.Quantization.ZERO_POINT: np.full(len(scale), zero, np.int64),
             schema.Quantization.DIMENSION: Scalar("i", axis),
@@ -170,12 +170,14 @@ class Maker:
             if average:
                 scale, zero = scale * float(self.generator.uniform(0.5, 1)), int(self.generator.integers(0, 100))
             target = self.activation(layer.name, (1, channels), scale, zero)
-            keep = {schema.Reducer.KEEP_DIMS: Scalar("b", 0)}
+            keep: Fields = {schema.Reducer.KEEP_DIMS: Scalar("b", 0)}
             self.graph.add(Op.MEAN if average else Op.REDUCE_MAX, [source, axes], target, Options.REDUCER, keep)
             return target
         target = self.activation(layer.name, (1, 1, 1, channels), scale, zero)
         sizes = {"PADDING": 1, "STRIDE_W": 1, "STRIDE_H": 1, "FILTER_W": width, "FILTER_H": height}
-        fields = {schema.Pool2D[name]: Scalar("b" if name == "PADDING" else "i", n) for name, n in sizes.items()}
+        fields: Fields = {
+            schema.Pool2D[name]: Scalar("b" if name == "PADDING" else "i", n) for name, n in sizes.items()
+        }
         op = Op.AVERAGE_POOL_2D if layer.kind == "average_pool" else Op.MAX_POOL_2D
         self.graph.add(op, [source], target, Options.POOL_2D, fields)
         return target

@@ -43,12 +43,12 @@ def test_roundings_are_those_of_their_definitions() -> None:
 @pytest.mark.parametrize("shift", [-31, -8, -1, 0, 3])
 def test_a_product_with_a_factor_is_rounded_twice_or_once(shift: int) -> None:
     values = NUMBERS >> max(shift, 0)
-    multiplier = np.int64(1387987883)
-    product = [Fraction(int(value) * int(multiplier), 1 << 31) for value in values]
+    multiplier, power = np.array([1387987883], np.int64), np.array([shift], np.int64)
+    product = [Fraction(int(value) * 1387987883, 1 << 31) for value in values]
     twice = [away(Fraction(up(one * 2 ** max(shift, 0)), 2 ** max(-shift, 0))) for one in product]
-    assert rescaled(values, multiplier, np.int64(shift)).tolist() == twice
+    assert rescaled(values, multiplier, power).tolist() == twice
     once = [up(one * Fraction(2) ** shift) for one in product]
-    assert rescaled_once(values, multiplier, np.int64(shift)).tolist() == once
+    assert rescaled_once(values, multiplier, power).tolist() == once
 
 
 @pytest.mark.parametrize(("scale", "beta"), [(0.1, 1.0), (0.01, 1.0), (2.0, 1.0), (0.05, 3.0), (1e-7, 1.0)])

@@ -162,8 +162,18 @@ def _fixed(layer: Layer, tensors: Mapping[str, Array]) -> Fixed:
     def part(name: str) -> Whole:
         return np.asarray(tensors.get(f"{layer.name}.{name}", np.zeros(1)), np.int64)
 
-    numbers = (int(part(name)[0]) for name in ("roundings", "origin", "sum_zero"))
-    return Fixed(part("multiplier"), part("shift"), *numbers, part("sum_multiplier"), part("sum_shift"))
+    def number(name: str) -> int:
+        return int(part(name)[0])
+
+    return Fixed(
+        multiplier=part("multiplier"),
+        shift=part("shift"),
+        roundings=number("roundings"),
+        origin=number("origin"),
+        sum_zero=number("sum_zero"),
+        sum_multiplier=part("sum_multiplier"),
+        sum_shift=part("sum_shift"),
+    )
 
 
 def output(step: Step, x: Bytes, shortcut: Bytes | None) -> Array:

@@ -152,7 +152,7 @@ def _weights(graph: Graph, layer: Layer, operator: Operator, kind: Type) -> Arra
         bias = np.asarray(graph.tensors[operator.inputs[2]].data, np.int32)
     multiplier, shift = factors(np.broadcast_to(products / float(target.scale), channels))
     numbers = np.asarray(weight.data).astype(np.int16) + (128 if kind == Type.INT8 else 0)
-    found = {
+    found: Arrays = {
         "weight": np.ascontiguousarray(_layout(numbers, layer), np.uint8),
         "weight_zero": _whole(zero),
         "bias": bias,
