@@ -86,6 +86,20 @@ def test_every_layer_is_litert_s(network: Network, options: Options8) -> None:
         assert ((probabilities(model, logits) if options.softmax else logits) == last.reshape(-1)).all()
 
 
+@pytest.mark.parametrize("options", [OPTIONS[4], Options8(UINT8, convolution=False, softmax=False)], ids=str)
+def test_a_fully_connected_classifier_rounds_once(options: Options8) -> None:
+    """Of so many classes some are rounded otherwise in two steps, as in a convolution."""
+    network = v1(0.25, 32, 20_000, conventions="slim")
+    maker = Maker(network, options, 2)
+    model = model_of(maker.data)
+    pixels = random_pixels(network, 1, 2)
+    _, theirs = litert(maker.data, pixels, {}, maker.output)
+    twice = model.tensors | {"classifier.roundings": np.array([2], np.int32)}
+    once, other = (outputs(network, tensors, pixels)["classifier"] for tensors in (model.tensors, twice))
+    assert (once.reshape(-1) == theirs.reshape(-1)).all()
+    assert (other != once).any()
+
+
 def test_max_pooling_takes_the_scale_of_its_input() -> None:
     network = v1(0.25, 64, 5, conventions="slim", pooling="max", include_top=False)
     maker = Maker(network, Options8(INT8, channels=True), 3)
