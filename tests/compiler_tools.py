@@ -130,7 +130,10 @@ class EmulatedTape:
         self.machine = machine = Emulator(plan.target)
         code = machine.map(image, "rx")
         self.address = {name: code + offset for name, offset in functions.items()}
-        self.bases = {"arena": machine.map(bytes(plan.arena), "rw"), "weights": machine.map(weights.tobytes(), "r")}
+        self.bases = {
+            "arena": machine.map(native.arena(plan).tobytes(), "rw"),
+            "weights": machine.map(weights.tobytes(), "r"),
+        }
 
     def play(self, image: np.ndarray, out: np.ndarray) -> None:
         plan, machine = self.plan, self.machine

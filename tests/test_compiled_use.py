@@ -279,8 +279,8 @@ def test_activations_take_the_memory_that_cost_predicts(network: Network) -> Non
     assert 0 <= by_layer - counts.peak_memory - beside(network) < rounding
     fused = lower(network, target).arena
     assert fused <= min(by_layer, counts.fused_peak_memory + 2 * schedule.CACHE + beside(network)) + rounding
-    # The stem and block 0 are one for the compiler, and blocks of V1 around a shortcut-free map: what is between them is
-    # never whole. Every other block of V2 has its input and output whole.
+    # The stem and block 0 are one for the compiler, as are blocks of V1: what is between them is never whole. The other
+    # blocks of V2 have their input and output whole.
     if network.family == "v2":
         assert fused >= max(block.memory for block in counts.blocks[2:])
 

@@ -35,16 +35,19 @@ def machine(request: pytest.FixtureRequest) -> Machine:
     return request.param
 
 
-def members() -> list[Network]:
+def members(count: int) -> list[Network]:
     """Returns random members that one core computes in a moment with numpy in float64."""
-    found = [
+    found = (
         m
         for m in random_members(31, 100)
         if cost(m).macs < 3e7
         and max(m.height, m.width) < 200
         and len(SCALINGS[m.conventions.scaling][0]) in (1, m.channels)
-    ]
-    return found[: 200 if DEEP else 3]
+    )
+    return list(found)[:count]
+
+
+MEMBERS = members(200 if DEEP else 3)
 
 
 def trained(network: Network, seed: int) -> Model:
@@ -80,9 +83,9 @@ def images(network: Network, count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, *network.input), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("number", range(200 if DEEP else 3))
+@pytest.mark.parametrize("number", range(len(MEMBERS)))
 def test_random_members_give_the_references_logits(machine: Machine, number: int) -> None:
-    network = members()[number]
+    network = MEMBERS[number]
     model = trained(network, number)
     pixels = images(network, number % (33 if DEEP else 2) + 1, number)
     expected = reference.forward(network, model.tensors, pixels)

@@ -13,6 +13,8 @@ import mobilenet
 from int8_makers import random_int8_model
 from mobilenet.arch import v1, v2
 from mobilenet.cli import main
+from mobilenet.convert import FORMATS as LIBRARIES
+from mobilenet.convert import write
 from mobilenet.errors import GateError, MobileNetError, ModelError, UsageError
 from mobilenet.export import FORMATS, checked, export
 from mobilenet.formats import flatbuffer, protobuf
@@ -125,6 +127,42 @@ def test_models_that_are_not_finite_or_not_float_are_refused(tmp_path: Path, for
         export(model, tmp_path / f"x.{format}", check=False)
     with pytest.raises(UsageError, match=f"{format}: the model is int8, needed is f32"):
         export(random_int8_model(MODELS[0]), tmp_path / f"x.{format}", check=False)
+
+
+@pytest.mark.parametrize("format", LIBRARIES)
+def test_int8_models_are_not_written_for_libraries(tmp_path: Path, format: str) -> None:
+    model = random_int8_model(MODELS[0])
+    with pytest.raises(UsageError, match=f"{format}: the model is int8, needed is f32"):
+        export(model, tmp_path / "x", format)
+    with pytest.raises(ModelError, match=f"format: {format} holds float32 weights, the model is int8"):
+        write(model, tmp_path / "x", format)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(("format", "name"), [("torchvision", "x.safetensors"), ("huggingface", "folder")])
+def test_the_command_writes_for_libraries_what_import_reads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], format: str, name: str
+) -> None:
+    """A runtime's option is refused there, and without the format's name the ending says nothing."""
+    made = random_model(v2(0.5, 32, 3, conventions=format))
+    made.save(tmp_path / "model")
+    path, back = tmp_path / name, tmp_path / "back"
+    given = ["export", str(tmp_path / "model"), "-o", str(path)]
+    assert main(given) == 2
+    assert "or by name keras, notes, torchvision" in capsys.readouterr().err
+    assert main([*given, "--format", format, "--softmax"]) == 2
+    assert f"softmax: {format} does not have that option; it has none" in capsys.readouterr().err
+    assert main([*given, "--format", format, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    assert document["files"] == {str(file): file.stat().st_size for file in files}
+    assert document["format"] == format
+    assert document["difference"] is None
+    assert "it was not run there" in document["checked"]
+    assert main(["import", str(path), "-o", str(back), "--resolution", "32"]) == 0
+    found = mobilenet.load(back)
+    assert found.network.layers == made.network.layers
+    assert all((found.tensors[key] == value).all() for key, value in made.tensors.items())
 
 
 def test_the_command_tells_the_format_by_the_ending(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import mobilenet
 from compiler_tools import EPSILON
 from members import DEEP, random_members
 from mobilenet import reference
 from mobilenet.arch import SCALINGS, Network, v1
+from mobilenet.cli import main
 from mobilenet.compiler import build, targets
 from mobilenet.compiler.emulator import Emulator
 from mobilenet.compiler.targets import DEVICES, TARGETS
@@ -25,7 +27,7 @@ from mobilenet.cost import cost
 from mobilenet.errors import GateError, MobileNetError, UsageError
 from mobilenet.export import native, wasm
 from mobilenet.export.c_header import header, quoted
-from mobilenet.export.native import Exported, export
+from mobilenet.export.native import ExportedCode, export
 from mobilenet.model import Model, create
 from small_members import random_tensors
 
@@ -53,11 +55,11 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     @cache
     def folder(target: str) -> Path:
         path = tmp_path_factory.mktemp(target)
-        found = export(small(), path / "model.x", target)
+        found = export(small(), path / "model.x", target=target)
         endings = {"wasm": ("wasm", "mjs"), "armv7": ("o", "h"), "cortex-m": ("o", "h")}.get(target, ("o", "h", "so"))
         assert set(found.files) == {str(path / f"model.{ending}") for ending in endings}
         assert all(Path(name).stat().st_size == size for name, size in found.files.items())
-        assert found.ran == can_run(target)
+        assert (found.difference is not None) == can_run(target)
         if found.difference is None:
             assert found.checked.startswith("not run: ")
         else:
@@ -99,14 +101,14 @@ def test_random_members(target: str, tmp_path: Path) -> None:
         if cost(member).macs < 5e6 and len(SCALINGS[member.conventions.scaling][0]) in (1, member.channels)
     ]
     for seed, member in enumerate(members[: 20 if DEEP else 1]):
-        assert export(model_of(member, seed), tmp_path / "m", target).ran
+        assert export(model_of(member, seed), tmp_path / "m", target=target).difference is not None
 
 
 def test_features_come_without_the_channels_between(tmp_path: Path) -> None:
     """7 channels are stored as 16: the output has 7 a pixel."""
     network = v1(0.05, (40, 33), include_top=False, downsampling=4)
     assert network.output.channels % 4
-    assert export(model_of(network), tmp_path / "m").ran
+    assert export(model_of(network), tmp_path / "m").difference is not None
 
 
 # ------------------------------------------------------------------------------------------------- C programs, QEMU
@@ -215,17 +217,17 @@ def test_literals_are_plain() -> None:
 
 def test_wrong_arguments_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="target: got 'z80', needed one of host, android-aarch64"):
-        export(small(), tmp_path / "m", "z80")
+        export(small(), tmp_path / "m", target="z80")
     monkeypatch.setattr(native, "runnable", lambda: ())
     monkeypatch.setattr(targets.platform, "system", lambda: "Plan9")
     with pytest.raises(UsageError, match="nothing is compiled for Plan9"):
         export(small(), tmp_path / "m")
     quantised = small()
     quantised.precision = "int8"
-    with pytest.raises(UsageError, match="the model is quantised"):
-        export(quantised, tmp_path / "m", "sse")
+    with pytest.raises(UsageError, match="native: the model is int8, needed is f32"):
+        mobilenet.export(quantised, tmp_path / "m.o")
     with pytest.raises(UsageError, match="symbol: got 'a b', needed small letters"):
-        export(small(), tmp_path / "m", "sse", symbol="a b")
+        export(small(), tmp_path / "m", target="sse", symbol="a b")
 
 
 @pytest.mark.parametrize("target", ["sse", "cortex-m", "wasm"])
@@ -242,7 +244,7 @@ def test_code_that_differs_is_not_written(
     monkeypatch.setattr(build, "program", lambda *_: whole.replace(weights, damaged.tobytes()))
     monkeypatch.setattr(wasm, "module", lambda data, *_: data)
     with pytest.raises(GateError, match=r"away from the reference at output \d"):
-        export(small(), tmp_path / "m", target)
+        export(small(), tmp_path / "m", target=target)
     assert not list(tmp_path.iterdir())
 
 
@@ -257,8 +259,7 @@ def test_code_that_can_not_be_run_is_written_and_told(
     whole = (folder_of(target) / ("model.wasm" if target == "wasm" else "model.o")).read_bytes()
     monkeypatch.setattr(build, "program", lambda *_: whole)
     monkeypatch.setattr(wasm, "module", lambda data, *_: data)
-    found = export(small(), tmp_path / "m", target)
-    assert not found.ran
+    found = export(small(), tmp_path / "m", target=target)
     assert found.difference is None
     assert re.search(f"not run: .*{reason}", str(found))
     assert len(list(tmp_path.iterdir())) == 2
@@ -326,12 +327,26 @@ def test_a_module_that_node_does_not_load_is_told(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(build, "program", lambda *_: b"")
     monkeypatch.setattr(wasm, "module", lambda *_: b"\0asm\1\0\0\0broken")
     with pytest.raises(MobileNetError, match=r"(?s)node could not run the module: .*CompileError"):
-        export(small(), tmp_path / "m", "wasm")
+        export(small(), tmp_path / "m.wasm")
 
 
 def test_what_was_exported_in_words() -> None:
-    found = Exported({"m.o": 2_000_000}, "AArch64 Linux", 1, 680_000, "run emulated", True, 1e-6)
-    assert (
-        str(found)
-        == "m.o: 2.00 MB\nfor AArch64 Linux; scratch memory 680 kB\nrun emulated, within 1e-06 of the reference"
-    )
+    found = ExportedCode({"m.o": 2_000_000}, "native", "run emulated: fine", 1e-6, "AArch64 Linux", 1, 680_000)
+    assert str(found) == "m.o: 2.00 MB\nrun emulated: fine\nfor AArch64 Linux; scratch memory 680 kB"
+    assert found.to_dict()["scratch"] == 680_000
+
+
+def test_the_command(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    folder_of: Callable[[str], Path],
+) -> None:
+    whole = (folder_of("cortex-m") / "model.o").read_bytes()
+    monkeypatch.setattr(build, "program", lambda *_: whole)
+    small().save(tmp_path / "model")
+    command = ["export", str(tmp_path / "model"), "-o", str(tmp_path / "m.o"), "--target", "cortex-m"]
+    assert main(command) == 0
+    assert "for Cortex-M4F" in capsys.readouterr().out
+    assert "void mobilenet_run(" in (tmp_path / "m.h").read_text()
+    assert main([*command, "--target", "z80"]) == 2

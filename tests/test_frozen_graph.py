@@ -143,6 +143,21 @@ def test_batch_norm_of_single_operations_is_folded(network: Network) -> None:
     assert all(np.allclose(ours[name], theirs[name], rtol=1e-5, atol=1e-5) for name in ours)
 
 
+def test_a_file_is_a_source_whatever_its_name(tmp_path: Path) -> None:
+    """Its first node may be small, or a large constant: then more bytes of length stand in front."""
+    model, path = random_model(v2(0.35, 64, 7, conventions="slim")), tmp_path / "graph"
+    nodes = frozen(model)
+    for ordered in (nodes, sorted(nodes, key=lambda node: -len(encode(node)))):
+        path.write_bytes(data(ordered))
+        found = mobilenet.convert(path, labels=[f"class {n}" for n in range(7)])
+        assert same_tensors(found.tensors, model.tensors)
+        assert found.labels[6] == "class 6"
+        assert found.notes["imported"]["from"] == "TensorFlow frozen graph"
+    path.write_bytes(path.read_bytes()[:90])
+    with pytest.raises(ModelError, match=r"graph: "):
+        mobilenet.convert(path)
+
+
 def test_an_open_size_is_what_the_pooling_says() -> None:
     model = random_model(v1(0.25, 64, 5, conventions="slim"))
     assert model_of(data(frozen(model, open_size=True))).network.height == 64

@@ -36,15 +36,15 @@ def table_words(data: bytes) -> list[int]:
 
 
 def read(data: bytes) -> str:
-    """Returns "read" or the refusal; anything else, or more than two seconds, fails the test."""
-    began = time.perf_counter()
+    """Returns "read" or the refusal; anything else, or more than two seconds of work, fails the test."""
+    began = time.process_time()
     try:
         model_of(data)
         return "read"
     except DataError as error:
         return str(error)
     finally:
-        assert time.perf_counter() - began < 2
+        assert time.process_time() - began < 2
 
 
 def damaged(data: bytes) -> Iterator[bytes]:
@@ -81,10 +81,25 @@ def test_a_vector_of_a_table_again_and_again_is_refused_at_once(what: str) -> No
 
 def test_an_archive_that_unpacks_to_much_is_refused() -> None:
     """Its 32 MB are 32 kB in the file; more would not take longer to refuse."""
-    with zipfile.ZipFile(packed := BytesIO(SMALL[: SMALL.rindex(b"PK\3\4")]), "a", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(packed := BytesIO(SMALL[: SMALL.index(b"PK\3\4")]), "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("labels.txt", bytes(32 << 20))
     with pytest.raises(ModelError, match=r"'labels.txt' has more than 16,777,216 bytes"):
         model_of(packed.getvalue())
+
+
+def test_every_word_of_the_archive_may_be_anything() -> None:
+    """Its directory says where files begin and how long they are: zipfile has many ways to be surprised."""
+    outcomes = set()
+    for place in range(SMALL.index(b"PK\3\4") // 4 * 4, len(SMALL) - 3, 4 if DEEP else 20):
+        for word in WORDS[::2]:
+            outcomes.add(read(SMALL[:place] + word.to_bytes(4, "little") + SMALL[place + 4 :])[:80])
+    assert len(outcomes) > 5
+
+
+def test_rare_compressions_are_refused() -> None:
+    with zipfile.ZipFile(packed := BytesIO(SMALL[: SMALL.index(b"PK\3\4")]), "a", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("labels.txt", b"a\nb\nc\n")
+    assert "'labels.txt' is compressed otherwise" in read(packed.getvalue())
 
 
 def test_names_that_lead_out_of_a_folder_are_only_names() -> None:

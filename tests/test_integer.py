@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from int8_makers import random_bytes, random_int8, random_int8_model
 from mobilenet import integer, quantized
-from mobilenet.arch import Layer, v1, v2
+from mobilenet.arch import Layer, Shape, v1, v2
 from mobilenet.engine import Engine
 from mobilenet.errors import ModelError, UsageError
 from mobilenet.model import Model, load
@@ -83,6 +83,27 @@ def test_every_layer_is_what_its_definition_says(network) -> None:
         assert x.dtype == expected.dtype
         np.testing.assert_array_equal(x, expected, err_msg=layer.name)
         zero_in = tensors.get(f"{layer.name}.zero", zero_in)
+
+
+def test_a_shortcuts_product_is_rounded_before_it_is_added() -> None:
+    """0.1 and 0.4 are no float32 numbers, and many sums are halves: roundings decide to which side these go."""
+    layer = Layer("last", "pointwise", None, Shape(1, 1, 1), Shape(1, 1, 1), adds="first")
+    tensors = {
+        "last.weight": np.ones((1, 1), np.int8),
+        "last.bias": np.zeros(1, np.int32),
+        "last.multiplier": np.array([0.1], np.float32),
+        "last.shortcut": np.array([0.4], np.float32),
+        "last.zero": np.array([7], np.int32),
+        "first.zero": np.array([3], np.int32),
+    }
+    x, added = (part.reshape(-1, 1, 1, 1).astype(np.uint8) for part in np.mgrid[:256, :256])
+    found = integer.output(integer.prepare(layer, tensors, np.zeros(1, np.int32)), x, added).ravel()
+    first = x.ravel().astype(np.float32) * np.float32(0.1)
+    product = (added.ravel().astype(np.float32) - 3) * np.float32(0.4)
+    expected = np.clip(np.rint(first + product) + 7, 0, 255)
+    fused = np.clip(np.rint(first + (added.ravel() - 3.0) * float(np.float32(0.4))) + 7, 0, 255)
+    assert (expected != fused).any()
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_random_tensors_reach_both_clamps() -> None:

@@ -132,6 +132,20 @@ def test_it_is_saved_and_loaded_and_predicts(model: Model, tmp_path: Path) -> No
     assert [int(found.label) for found in back.predict(pixels)] == bytes_.argmax(-1).tolist()
 
 
+def test_it_is_imported_with_the_user_s_options(model: Model, tmp_path: Path) -> None:
+    path = tmp_path / "model.tflite"
+    path.write_bytes(Maker(V2, Options8(UINT8), 5).data)
+    labels = [f"class {number}" for number in range(V2.classes)]
+    whole = mobilenet.convert(path, labels=labels)
+    assert (whole.rescale, list(whole.labels)) == ("fixed", labels)
+    assert same_tensors(whole.tensors, model.tensors)
+    assert whole.preprocessing == model.preprocessing
+    bare = mobilenet.convert(path, include_top=False)
+    assert same_tensors(bare.tensors, model.without_top().tensors)
+    with pytest.raises(UsageError, match=r"scaling: got 'unit', but to this network of whole numbers"):
+        mobilenet.convert(path, scaling="unit")
+
+
 def test_it_is_not_compiled_yet(model: Model) -> None:
     with pytest.raises(UsageError, match="rescale: the model's is 'fixed', as of a TFLite file, which is not compiled"):
         model.compile()

@@ -50,8 +50,11 @@ def test_pixels_of_any_scaling_are_the_same_bytes() -> None:
     network = v1(0.1, 32, 4)
     module, pixels = module_of(network, Preprocessing(32, 32, mean=(123.675, 116.28, 103.53), std=(58.4, 57.1, 57.4)))
     with torch.no_grad():
-        found = module.eval()(augment.scaled(torch.from_numpy(pixels), module.preprocessing)).numpy()
+        x = augment.scaled(torch.from_numpy(pixels), module.preprocessing)
+        between = x + 0.3 / torch.tensor(module.preprocessing.std)[:, None, None]  # as augmentation gives them
+        found, rounded = module.eval()(x).numpy(), module(between).numpy()
     np.testing.assert_array_equal(found, integer.forward(network, module.int8_tensors(), pixels))
+    np.testing.assert_array_equal(found, rounded)
 
 
 def test_gradients_pass_the_roundings() -> None:

@@ -100,7 +100,29 @@ def test_labels_and_all_of_the_preprocessing_travel() -> None:
     back = model_of(tflite(random_model(network, labels=("Fuß", "a b"), preprocessing=preprocessing)))
     assert back.labels == ("Fuß", "a b")
     assert back.preprocessing == preprocessing
-    assert "in the file" in back.notes["import"]["pixel scaling"]
+    assert "in the file" in back.notes["imported"]["pixel scaling"]
+
+
+def test_a_file_is_a_source_with_the_users_options(tmp_path: Path) -> None:
+    model, path = random_model(v2(0.1, 32, 2), labels=("cat", "dog")), tmp_path / "any.name"
+    path.write_bytes(tflite(model))
+    found = mobilenet.convert(path)
+    assert found.network.layers == model.network.layers
+    assert (found.labels, found.preprocessing) == (model.labels, model.preprocessing)
+    assert same_tensors(fold(found.network, found.tensors), fold(model.network, model.tensors))
+    assert found.notes["imported"] == {
+        "from": "TFLite", "file": "any.name", "format": "tflite", "pixel scaling": "in the file"
+    }  # fmt: skip
+    found.save(tmp_path / "model")
+    changed = mobilenet.convert(path, scaling="unit", labels=["a", "b"])
+    assert changed.labels == ("a", "b")
+    assert (changed.network.conventions.scaling, changed.preprocessing.std) == ("unit", (255.0,))
+    assert changed.notes["imported"]["pixel scaling"] == "unit, as asked for"
+    below = mobilenet.convert(path, include_top=False).network
+    assert below.layers == model.network.replace(include_top=False).layers
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(ModelError, match=r"any\.name: "):
+        mobilenet.convert(path)
 
 
 @pytest.mark.parametrize(

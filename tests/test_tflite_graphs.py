@@ -130,7 +130,7 @@ def test_slim_s_top_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer._Graph, "encoded", lambda g, n, _, m: encoded(g, n, len(g.tensors) - 1, m))
     back = model_of(changed(model, as_slim_has_it))
     assert same_tensors(fold(back.network, back.tensors), fold(model.network, model.tensors))
-    assert "assumed" in back.notes["import"]["pixel scaling"]
+    assert "assumed" in back.notes["imported"]["pixel scaling"]
 
 
 def test_a_layer_without_bias_has_none() -> None:
@@ -343,7 +343,7 @@ def test_another_tool_s_normalisation_is_read() -> None:
     back = model_of(changed(random_model(V1), lambda graph: None, torch))
     assert back.preprocessing.mean == (123.675, 116.28, 103.53)
     assert back.network.conventions.scaling == "imagenet"
-    assert back.notes["import"]["pixel scaling"] == "in the file"
+    assert back.notes["imported"]["pixel scaling"] == "in the file"
 
 
 @pytest.mark.parametrize(("mean", "std"), [([0, 0], [1]), ([0], [0]), ([np.nan], [1]), ([], [1])])

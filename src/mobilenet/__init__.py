@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from .arch import v1 as v1
     from .arch import v2 as v2
     from .budget import choose as choose
+    from .convert import convert as convert
+    from .convert.keras_model import keras_model as keras_model
     from .cost import cost as cost
     from .engine import Engine as Engine
     from .errors import DataError as DataError
@@ -49,6 +51,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "arch": ("Conventions", "Layer", "Network", "Shape", "conventions", "sources", "v1", "v2"),
     "budget": ("choose",),
+    "convert": ("convert",),
+    "convert.keras_model": ("keras_model",),
     "cost": ("cost",),
     "engine": ("Engine",),
     "errors": (

@@ -279,6 +279,43 @@ def _predict(args: Arguments) -> int:
     return 3 if failures else 0
 
 
+# ---------------------------------------------------------------------------------------------------------- import
+
+
+def _import_arguments(parser: argparse.ArgumentParser) -> None:
+    from .arch import SCALINGS
+    from .training.settings import sides
+
+    parser.add_argument("source", help="file or folder of another program, or the name of published weights")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="model folder to make")
+    parser.add_argument("--resolution", type=sides, metavar="N|HxW", help="input size of weights alone (default 224)")
+    parser.add_argument("--labels", type=Path, metavar="TXT", help="text file with a label a line")
+    parser.add_argument("--scaling", choices=tuple(SCALINGS), help="of the pixels, where the source does not say it")
+    parser.add_argument("--no-top", action="store_true", help="leave the classifier out")
+    parser.add_argument("--unpickle", action="store_true", help="read pickles (.pth), in a process of its own")
+
+
+def _import(args: Arguments) -> int:
+    from .convert import convert
+
+    model = convert(
+        args.source,
+        resolution=args.resolution,
+        labels=args.labels,
+        scaling=args.scaling,
+        include_top=not args.no_top,
+        unpickle=args.unpickle,
+    )
+    model.save(args.output)
+    facts = {"model": str(args.output), "from": model.notes["imported"]["from"], "network": str(model.network)}
+    facts |= {name: list(getattr(model.preprocessing, name)) for name in ("mean", "std")}
+    _emit(args, facts, "{network} of {from}, pixels scaled by (x - {mean}) / {std}: {model}".format(**facts))
+    return 0
+
+
+# -------------------------------------------------------------------------------------------------------- quantize
+
+
 def _quantize_arguments(parser: argparse.ArgumentParser) -> None:
     from .quantization.ranges import METHODS
 
@@ -323,13 +360,18 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-check", dest="check", action="store_false", default=absent, help="don't run it in its own runtime"
     )
+    targets = "host, aarch64, android-aarch64, armv7, cortex-m, riscv64, wasm, …"
+    parser.add_argument("--target", default=absent, help=f"native: what it is for, {targets}")
+    parser.add_argument("--symbol", default=absent, help="native: with which the C names begin (default mobilenet)")
 
 
 def _export(args: Arguments) -> int:
     from .export import export
     from .model import load
 
-    options = {name: getattr(args, name) for name in ("pixels", "softmax", "check") if hasattr(args, name)}
+    options = {
+        name: getattr(args, name) for name in ("pixels", "softmax", "check", "target", "symbol") if hasattr(args, name)
+    }
     written = export(load(args.model), args.output, args.format, **options)
     _emit(args, written.to_dict(), str(written))
     return 0
@@ -456,6 +498,12 @@ COMMANDS = {
         _predict_arguments,
         _predict,
     ),
+    "import": Command(
+        "make a model of another program's MobileNet: Keras, torchvision, timm, TFLite, …",
+        "mobilenet import mobilenet_v2.h5 -o my-model",
+        _import_arguments,
+        _import,
+    ),
     "quantize": Command(
         "make the int8 model of a model, and measure what it costs",
         "mobilenet quantize flowers-model --photos flowers/ -o flowers-int8",
@@ -475,7 +523,7 @@ COMMANDS = {
         _bench,
     ),
     "export": Command(
-        "write a model as another runtime's file (ONNX, TFLite), run there and compared first",
+        "write a model as another runtime's file (ONNX, TFLite), run there and compared first, or another library's",
         "mobilenet export flowers-model -o flowers.onnx",
         _export_arguments,
         _export,

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .compiler.native import NativeEngine
     from .storage.transfer import Transfer
 
+PUBLISHED = "imagenet/"  # what names of published weights begin with
 _BATCH = 32  # photos whose pixels are in memory at a time
 
 
@@ -301,12 +302,17 @@ def create(
 
 
 def load(path: str | os.PathLike[str], *, allow_nonfinite: bool = False) -> Model:
-    """Reads a model folder.
+    """Reads a model folder, or published weights by name: "imagenet/v2-1.0-224" (see `convert.hub`).
 
     Raises:
         ModelError: names the file, what in it is wrong and what would be right. `allow_nonfinite` takes NaN, infinities
             and negative variances.
+        MobileNetError: the published weights can't be fetched.
     """
+    if str(path).startswith(PUBLISHED) and not os.path.lexists(path):
+        from .convert import convert
+
+        return convert(path)
     return Model(*folder.load(path, allow_nonfinite=allow_nonfinite))
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .model import Model
 
 Floats = NDArray[np.float32]
+_PIXELS = (np.dtype(np.uint8), np.dtype(np.float32))
 
 
 class Runner(ABC):
@@ -35,6 +36,7 @@ class Runner(ABC):
         integer("threads", threads, 1, 1024)
         self.network = network
         self.threads = threads
+        self._input = tuple(network.input)
         last = network.layers[-1]
         flat = last.kind in ("dense", "average_pool", "max_pool")
         self._shape = last.output[2:] if flat else tuple(last.output)
@@ -59,12 +61,14 @@ class Runner(ABC):
         """Computes the logits of images that have been checked."""
 
     def _check(self, pixels: object) -> None:
-        needed = f"needed uint8 or float32 [N, {', '.join(map(str, self.network.input))}], values 0..255"
+        right = isinstance(pixels, np.ndarray) and pixels.dtype in _PIXELS
+        if right and pixels.shape[1:] == self._input:  # type: ignore[attr-defined]
+            return
+        needed = f"needed uint8 or float32 [N, {', '.join(map(str, self._input))}], values 0..255"
         if not isinstance(pixels, np.ndarray):
             raise UsageError(f"pixels: got {type(pixels).__name__}, {needed}")
-        if pixels.dtype not in (np.uint8, np.float32) or pixels.shape[1:] != self.network.input:
-            one = "; one image alone is pixels[None]" if pixels.shape == self.network.input else ""
-            raise UsageError(f"pixels: got {pixels.dtype} {list(pixels.shape)}, {needed}{one}")
+        one = "; one image alone is pixels[None]" if pixels.shape == self._input else ""
+        raise UsageError(f"pixels: got {pixels.dtype} {list(pixels.shape)}, {needed}{one}")
 
 
 def runner(model: "Model", threads: int | None = None) -> Runner:

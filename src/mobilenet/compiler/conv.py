@@ -4,6 +4,7 @@ The k columns of a kernel and their channels lie behind one another in a row of 
 sum over k runs of k·channels values; at stride s its neighbour's runs begin s·channels later.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from . import ending, matrix
 from .kernel import Kernel
 
 if TYPE_CHECKING:
-    from .ir import Code, Index, Pointer
+    from .ir import Code, Index, Pointer, Value
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,31 @@ class Conv(Kernel):
                 last = parameters.at(1 + self.kernel * self.words).shaped(wide * code.lanes, 1)
 
                 def tile(x: "Index") -> None:
-                    pieces = [r.shaped(step).at(x).shaped(step, 1) for r in rows]
-                    sums = matrix.tile(code, self.high, wide, pieces, self.words, parameters)
-                    place = out.at(y, x, channel).shaped(self.outputs, 1)
-                    matrix.store(code, sums, self.ending, last, place)
+                    def store(pixel: "Index", sums: "Sequence[Sequence[Value]]") -> None:
+                        place = out.at(y, code.sum(x, pixel), channel).shaped(self.outputs, 1)
+                        matrix.store(code, sums, self.ending, last, place)
+
+                    self.products(code, [r.shaped(step).at(x) for r in rows], parameters, wide, store)
 
                 code.tiles(0, self.width, self.high, tile)
 
             matrix.for_panels(code, self.outputs // code.lanes, self.wide, self.rows, panel)
 
         code.loop(code.begin, code.end, 1, row)
+
+    def products(
+        self,
+        code: "Code",
+        pieces: "Sequence[Pointer]",
+        panel: "Pointer",
+        wide: int,
+        store: "Callable[[Index, Sequence[Sequence[Value]]], None]",
+    ) -> None:
+        """Calls `store` with the sums [pixel][vector] of a tile, or of a few pixels at a time with the first's number.
+
+        Args:
+            pieces: where the inputs of the tile's first pixel begin in each row of the kernel.
+            panel: parameters, shaped [row][channel].
+        """
+        places = [piece.shaped(self.stride * self.channels, 1) for piece in pieces]
+        store(0, matrix.tile(code, self.high, wide, places, self.words, panel))

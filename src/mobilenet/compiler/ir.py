@@ -70,6 +70,7 @@ class Code:
             argument.add_attribute("noalias")
         *pointers, self.begin, self.end = function.args
         self.builder = ir.IRBuilder(function.append_basic_block())
+        self._scratch: Value = None
         self.out, self.source, self.parameters, self.extra = (Pointer(self, p, (1,)) for p in pointers)
 
     def narrow(self, lanes: int) -> "Code":
@@ -142,14 +143,19 @@ class Code:
             return self._dot_bf16(inputs, weights, sums)
         if in_word(numbers, self.target) == 4:
             return self._call(f"llvm.x86.avx512.vpdpbusd.{32 * self.lanes}", self._words, sums, inputs, weights)
-        b, pairs = self.builder, ir.VectorType(_I16, 2 * self.lanes)
-        x, w = (b.bitcast(value, pairs) for value in (inputs, weights))
-        return b.add(sums, self._pairs(x, w))
+        return self.builder.add(sums, self._pairs(inputs, weights))
 
     def _pairs(self, x: Value, w: Value) -> Value:
-        """Returns the sums of two products each of vectors of 16-bit numbers."""
-        name = {16: "avx512.pmaddw.d.512", 8: "avx2.pmadd.wd", 4: "sse2.pmadd.wd"}[self.lanes]
-        return self._call(f"llvm.x86.{name}", self._words, x, w)
+        """Returns the sums of two products each, of the halves of words."""
+        b = self.builder
+        if self.target.machine == "x86_64":
+            pairs = ir.VectorType(_I16, 2 * self.lanes)
+            name = {16: "avx512.pmaddw.d.512", 8: "avx2.pmadd.wd", 4: "sse2.pmadd.wd"}[self.lanes]
+            return self._call(f"llvm.x86.{name}", self._words, b.bitcast(x, pairs), b.bitcast(w, pairs))
+        half = self.whole_numbers(16)
+        high = b.mul(b.ashr(x, half), b.ashr(w, half))
+        low = b.mul(b.ashr(b.shl(x, half), half), b.ashr(b.shl(w, half), half))
+        return b.add(low, high)
 
     def _dot_bf16(self, inputs: Value, weights: Value, sums: Value) -> Value:
         b = self.builder
@@ -186,10 +192,12 @@ class Code:
         self._call("llvm.x86.tilerelease", ir.VoidType())
 
     def scratch(self, words: int) -> "Pointer":
-        """Returns memory for a kernel's own use."""
-        place = self.builder.alloca(ir.ArrayType(_I32, words))
-        place.align = 64
-        return Pointer(self, place, (1,))
+        """Returns memory for a kernel's own use, the same each time."""
+        if self._scratch is None:
+            with self.builder.goto_entry_block():
+                self._scratch = self.builder.alloca(ir.ArrayType(_I32, words))
+                self._scratch.align = 64
+        return Pointer(self, self._scratch, (1,))
 
     def load_matrix(self, register: int, rows: "Pointer", stride: int) -> None:
         """Loads a matrix whose rows are `stride` numbers apart."""

@@ -77,35 +77,22 @@ class TiledConv(Conv):
     def emit(self, code: "Code") -> None:
         """Writes the kernel."""
         code.matrices(self.high, self.depth)
-        scratch = code.scratch(self.high * self.wide * code.lanes)
-        step = self.stride * self.channels
-        source = code.source.shaped(self.row, 1, numbers=self.numbers)
-        zeros = code.extra.shaped(1, numbers=self.numbers)
-        out = code.out.shaped(self.width * self.outputs, self.outputs, 1, numbers=self.stores)
-
-        def row(y: "Index") -> None:
-            first = code.sum(code.product(y, self.stride), -self.top)
-            rows = [code.row(source, code.sum(first, i), self.height, self.ring, zeros) for i in range(self.kernel)]
-
-            def panel(channel: "Index", parameters: "Pointer", wide: int) -> None:
-                last = parameters.at(1 + self.kernel * self.words).shaped(wide * code.lanes, 1)
-
-                def block(x: "Index") -> None:
-                    pieces = [r.shaped(step).at(x).shaped(step, 4) for r in rows]
-                    multiply(code, [pieces], self.words, self.depth, parameters, wide, scratch, self.high)
-
-                    def pixels(p: "Index", sums: "list[list[Value]]") -> None:
-                        place = out.at(y, code.sum(x, p), channel).shaped(self.outputs, 1)
-                        matrix.store(code, sums, self.ending, last, place)
-
-                    for_pixels(code, scratch, self.numbers, self.high, wide, parameters, pixels)
-
-                code.tiles(0, self.width, self.high, block)
-
-            matrix.for_panels(code, self.outputs // code.lanes, self.wide, self.rows, panel)
-
-        code.loop(code.begin, code.end, 1, row)
+        super().emit(code)
         code.matrices_done()
+
+    def products(
+        self,
+        code: "Code",
+        pieces: "Sequence[Pointer]",
+        panel: "Pointer",
+        wide: int,
+        store: "Callable[[Index, Sequence[Sequence[Value]]], None]",
+    ) -> None:
+        """Calls `store` with the sums, some pixels at a time; arguments as `Conv.products`."""
+        scratch = code.scratch(self.high * self.wide * code.lanes)
+        places = [piece.shaped(self.stride * self.channels, 4) for piece in pieces]
+        multiply(code, [places], self.words, self.depth, panel, wide, scratch, self.high)
+        for_pixels(code, scratch, self.numbers, self.high, wide, panel, store)
 
 
 def multiply(

@@ -64,7 +64,7 @@ def model_of(data: bytes, *, allow_nonfinite: bool = False) -> Model:
     tensors = tensors_of(network, steps)
     check(network, tensors, allow_nonfinite=allow_nonfinite)
     facts = {"format": "frozen graph", "pixel scaling": "inception, assumed: slim's"}
-    return Model(network, tensors, None, usual_preprocessing(network), {"import": facts})
+    return Model(network, tensors, None, usual_preprocessing(network), {"imported": facts})
 
 
 class _Walk:

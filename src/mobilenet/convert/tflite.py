@@ -74,7 +74,7 @@ def model_of(data: bytes, *, allow_nonfinite: bool = False) -> Model:
         network = network.replace(conventions=with_scaling(network.conventions, preprocessing))
     scaling = "in the file" if preprocessing else f"{network.conventions.scaling}, assumed: the file does not say"
     facts = {"format": "tflite", "pixel scaling": scaling}
-    return Model(network, tensors, labels, preprocessing or usual_preprocessing(network), {"import": facts})
+    return Model(network, tensors, labels, preprocessing or usual_preprocessing(network), {"imported": facts})
 
 
 def _integer_model(chain: "_Chain", network: Network, data: bytes) -> Model:
@@ -84,7 +84,7 @@ def _integer_model(chain: "_Chain", network: Network, data: bytes) -> Model:
     labels, told = tflite_metadata.read(graph.metadata, data, network)
     preprocessing = tflite_integer.preprocessing_of(network, chain.source, told)
     facts = {"format": f"tflite, {chain.source.type.name.lower()}", "pixel scaling": "none: the bytes are the input"}
-    return Model(network, tensors, labels, preprocessing, {"import": facts}, "int8", "fixed")
+    return Model(network, tensors, labels, preprocessing, {"imported": facts}, "int8", "fixed")
 
 
 class _Chain:

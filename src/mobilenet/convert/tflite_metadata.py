@@ -1,9 +1,7 @@
 """Labels and preprocessing in the metadata of a TFLite file: its flatbuffer, and the zip archive behind the model."""
 
 import io
-import struct
 import zipfile
-import zlib
 
 import numpy as np
 
@@ -19,16 +17,6 @@ PREPROCESSING = "preprocessing.json"
 """Our own file in the archive, with what the specification has no fields for."""
 _MAX_FILE = 1 << 24
 _MAX_ENTRIES = 64
-_ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    NotImplementedError,
-    RuntimeError,
-    OSError,
-    ValueError,
-    KeyError,
-)
 
 
 def read(metadata: bytes, file: bytes, network: Network) -> tuple[tuple[str, ...] | None, Preprocessing | None]:
@@ -106,11 +94,15 @@ def _files(file: bytes, names: list[str]) -> dict[str, bytes]:
     try:
         with zipfile.ZipFile(io.BytesIO(file)) as archive:
             return {name: _contents(archive, name) for name in names}
-    except _ZIP_ERRORS as error:
-        raise ModelError(f"TFLite metadata: the archive behind the model can't be read: {error}") from None
+    except ModelError:
+        raise
+    except Exception as error:  # of damage zipfile raises a dozen kinds, EOFError and struct.error among them
+        raise ModelError(f"TFLite metadata: the archive behind the model can't be read: {error!r}") from None
 
 
 def _contents(archive: zipfile.ZipFile, name: str) -> bytes:
+    if archive.getinfo(name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ModelError(f"TFLite metadata: {name!r} is compressed otherwise than zip files usually are")
     with archive.open(name) as file:
         data = file.read(_MAX_FILE + 1)
     if len(data) > _MAX_FILE:

@@ -1,4 +1,4 @@
-"""Models as other runtimes' files, each run again in its own runtime before it is written.
+"""Models as other runtimes' files, each run again in its own runtime before it is written, and as other libraries'.
 
 A further format is a line in `FORMATS`: its module has a function (model, path, **options) that checks, writes, and
 returns what it wrote.
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from ..common.files import shown
 from ..common.text import bytes_text
+from ..convert import FORMATS as LIBRARIES
 from ..errors import UsageError
 from ..model import Model
 
@@ -62,7 +63,10 @@ class Format(NamedTuple):
 FORMATS: dict[str, Format] = {
     "onnx": Format("ONNX Runtime, OpenVINO", (".onnx",), ("pixels", "softmax", "check"), "checked.write_onnx"),
     "tflite": Format("LiteRT (TensorFlow Lite)", (".tflite",), ("softmax", "check"), "checked.write_tflite"),
+    "native": Format("C programs, browsers", (".o", ".so", ".wasm"), ("target", "symbol"), "native.export"),
 }
+_LIBRARY = "library.write"
+FORMATS |= {name: Format(known.title, (), (), _LIBRARY) for name, known in LIBRARIES.items()}
 
 
 def export(model: Model, path: str | os.PathLike[str], format: str | None = None, **options: Any) -> Exported:
@@ -70,13 +74,15 @@ def export(model: Model, path: str | os.PathLike[str], format: str | None = None
 
     Args:
         path: of the file.
-        format: a key of `FORMATS`; None to tell it from the path's ending.
+        format: a key of `FORMATS`; None to tell it from the path's ending, which those of libraries do not have.
         options: `pixels` (onnx): the input is the photo's uint8 [N, height, width, channels], scaled in the graph;
-            `softmax`: the outputs are probabilities; `check=False` leaves out running the file.
+            `softmax`: the outputs are probabilities; `check=False` leaves out running the file; `target` (native): one
+            of `native.NAMES`; `symbol` (native): with which the C names begin.
 
     Raises:
         UsageError: names the format or option that is unknown.
         MobileNetError: the runtime is not installed, or the file can't be written.
+        ModelError: the library's network is another; names the difference.
         GateError: the outputs differ from the reference's by more than rounding; nothing was written.
     """
     path = Path(path)
@@ -84,13 +90,15 @@ def export(model: Model, path: str | os.PathLike[str], format: str | None = None
     if format not in FORMATS:
         endings = ", ".join(f"{ending} ({name})" for name, known in FORMATS.items() for ending in known.suffixes)
         given = repr(format) if format else f"the ending of {shown(path.name)!r}"
-        raise UsageError(f"format: got {given}, needed one of {endings}")
+        raise UsageError(f"format: got {given}, needed one of {endings}; or by name {', '.join(LIBRARIES)}")
     known = FORMATS[format]
     if model.precision not in known.precisions:
         raise UsageError(f"{format}: the model is {model.precision}, needed is {' or '.join(known.precisions)}")
     for name in options:
         if name not in known.options:
-            raise UsageError(f"{name}: {format} does not have that option; it has {', '.join(known.options)}")
+            raise UsageError(f"{name}: {format} does not have that option; it has {', '.join(known.options) or 'none'}")
+    if known.writer == _LIBRARY:
+        options = {"format": format}
     module, _, function = known.writer.rpartition(".")
     written: Exported = getattr(import_module(f".{module}", __name__), function)(model, path, **options)
     return written

@@ -28,7 +28,7 @@ from ..compiler.targets import DEVICES, TARGETS, Target, choose, runnable
 from ..errors import GateError, MobileNetError, UsageError
 from ..model import Model
 from ..weights import fold
-from . import es_module, wasm
+from . import Exported, es_module, wasm
 from .c_header import header, output_floats
 from .shared_library import can_hold, shared_library
 
@@ -55,41 +55,29 @@ Runner = Callable[[NDArray[np.uint8]], Floats]
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedCode(Exported):
     """Is what was written.
 
     Attributes:
-        files: path -> bytes.
         target: what it is for, in words.
         weights, scratch: bytes; the weights are in the object or module.
-        checked: how the code was run, or why it was not.
-        ran: whether it was.
-        difference: largest between an output and the reference's, None if it was not run.
     """
 
-    files: dict[str, int]
     target: str
     weights: int
     scratch: int
-    checked: str
-    ran: bool
-    difference: float | None
 
     def __str__(self) -> str:
-        lines = [f"{name}: {bytes_text(size)}" for name, size in self.files.items()]
-        found = "" if self.difference is None else f", within {self.difference:.2g} of the reference"
-        return "\n".join(
-            [*lines, f"for {self.target}; scratch memory {bytes_text(self.scratch)}", self.checked + found]
-        )
+        return f"{super().__str__()}\nfor {self.target}; scratch memory {bytes_text(self.scratch)}"
 
 
-def export(model: Model, path: Path, target: str = "host", *, symbol: str = "mobilenet") -> Exported:
+def export(model: Model, path: Path, *, target: str | None = None, symbol: str = "mobilenet") -> ExportedCode:
     """Writes a model as machine code: PATH.o, PATH.h and, for Linux of 64 bits and Android, PATH.so; or PATH.wasm and
     PATH.mjs.
 
     Args:
         path: without an ending; one that it has is dropped.
-        target: one of `NAMES`.
+        target: one of `NAMES`; None for "wasm" if the path ends so, or else "host".
         symbol: with which the C names begin: `mobilenet` for mobilenet_run.
 
     Raises:
@@ -97,11 +85,9 @@ def export(model: Model, path: Path, target: str = "host", *, symbol: str = "mob
         GateError: the code was run and its outputs differ from the reference; nothing was written.
         MobileNetError: llvmlite is missing, or a file can't be written.
     """  # fmt: skip
-    chosen = _target(target)
+    chosen = _target(target or ("wasm" if path.suffix == ".wasm" else "host"))
     if not re.fullmatch("[a-z][a-z0-9_]{0,59}", symbol):
         raise UsageError(f"symbol: got {symbol[:80]!r}, needed small letters, digits and _, a letter first, at most 60")
-    if model.precision == "int8":
-        raise UsageError("export: the model is quantised; machine code is made of float32 models yet")
     plan = _plan(model, chosen)
     from ..compiler import build  # only here is LLVM needed
 
@@ -109,10 +95,11 @@ def export(model: Model, path: Path, target: str = "host", *, symbol: str = "mob
     files = _files(model, plan, data, path.with_suffix(""), symbol)
     checked, run = _runner(plan, f"{symbol}_run", files)
     difference = _check(model, run, checked) if run else None
+    checked += "" if difference is None else f": at most {difference:.2g} from the reference"
     for name, content in files.items():
         write_atomic(Path(name), content)
     sizes = {name: len(content) for name, content in files.items()}
-    return Exported(sizes, _MADE_FOR[chosen.name], plan.weights, plan.arena, checked, run is not None, difference)
+    return ExportedCode(sizes, "native", checked, difference, _MADE_FOR[chosen.name], plan.weights, plan.arena)
 
 
 def _files(model: Model, plan: Plan, data: bytes, path: Path, symbol: str) -> dict[str, bytes]:

@@ -10,7 +10,8 @@ from ..errors import UsageError
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-_WIDTH_RULES = ("rounding", "divisor", "min_width", "fixed_stem", "scale_head", "round_expansion")
+MAX_ALPHA = 16.0  # that is looked for
+WIDTH_RULES = ("rounding", "divisor", "min_width", "fixed_stem", "scale_head", "round_expansion")
 
 
 def explain(network: Network, shapes: Shapes) -> str:
@@ -31,7 +32,9 @@ def find(network: Network, shapes: Shapes) -> Network | None:
 
     It may differ in alpha, classes, channels, the top, and the conventions that decide names and widths.
     """
-    return next((found for found in _candidates(network, shapes) if found.tensors == shapes), None)
+    exact = (found for base in _with_names(network, set(shapes)) for found in _bisected(base, shapes))
+    found = itertools.chain(_candidates(network, shapes), exact)
+    return next((each for each in found if each.tensors == shapes), None)
 
 
 def nearest(network: Network, shapes: Shapes) -> Network:
@@ -96,7 +99,7 @@ def _width_rules(base: Network) -> list[Conventions]:
     found = [base.conventions]
     for source in sources(base.family):
         known = conventions(base.family, source)
-        rules = {name: getattr(known, name) for name in _WIDTH_RULES}
+        rules = {name: getattr(known, name) for name in WIDTH_RULES}
         found.append(dataclasses.replace(base.conventions, **rules))
     return list(dict.fromkeys(found))
 
@@ -104,19 +107,42 @@ def _width_rules(base: Network) -> list[Conventions]:
 def _alphas(base: Network, shapes: Shapes) -> list[float]:
     """Returns the ratios of the widths to those of alpha 1, to two decimals: alpha is one if it has no more.
 
-    Multiples of 0.05, which people take, come first. Last comes the shortest number that `int(c * alpha)` allows: the
-    other rules round so coarsely that two decimals are enough.
+    Multiples of 0.05, which people take, come first.
     """
     full = {
         name: shape[0] for found in _try(base, alpha=1.0) for name, shape in found.tensors.items() if len(shape) == 1
     }
-    if base.include_top:
-        full.pop(f"{base.layers[-1].name}.bias", None)
-    pairs = [(shapes[name][0], width) for name, width in full.items() if shapes.get(name, (0,))[0] > 0]
-    ratios = {round(width / one, 2) for width, one in pairs} - {0.0}
-    low, high = max((w / one for w, one in pairs), default=0), min(((w + 1) / one for w, one in pairs), default=0)
-    exact = [a for digits in range(3, 10) if low <= (a := math.ceil(low * 10**digits) / 10**digits) < high]
-    return sorted(ratios, key=lambda alpha: (round(alpha * 100) % 5 != 0, alpha)) + exact[:1]
+    ratios = {round(shapes[n][0] / full[n], 2) for n in full if shapes.get(n, (0,))[0] > 0} - {0.0}
+    return sorted(ratios, key=lambda alpha: (round(alpha * 100) % 5 != 0, alpha))
+
+
+def _bisected(base: Network, shapes: Shapes) -> Iterator[Network]:
+    """Yields the network whose alpha is the shortest number that gives the widths, as every width grows with alpha."""
+    stem, last = (shapes.get(f"{base.layers[n].name}.weight", ()) for n in (0, -1))
+    if len(stem) != 4 or (base.include_top and len(last) != 2):
+        return
+    sizes = {"channels": stem[2]} | ({"classes": last[1]} if base.include_top else {})
+    wanted = sum(shape[0] for shape in shapes.values() if len(shape) == 1)
+
+    def least(total: int) -> float:
+        low, high = 0.0, MAX_ALPHA
+        while high - low > 1e-9:
+            middle = (low + high) / 2
+            widths = sum(
+                shape[0]
+                for found in _try(base, alpha=middle, **sizes)
+                for shape in found.tensors.values()
+                if len(shape) == 1
+            )
+            low, high = (low, middle) if widths >= total else (middle, high)
+        return high
+
+    low, high = least(wanted), least(wanted + 1)
+    for digits in range(8):
+        alpha = math.ceil(low * 10**digits) / 10**digits
+        if alpha < high:
+            yield from _try(base, alpha=alpha, **sizes)
+            return
 
 
 def _try(network: Network, **changes: object) -> Iterator[Network]:

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +33,15 @@ _LENGTH_BYTES = 8
 _MAX_RANK = 8
 _MAX_SIDE = 1 << 48
 _CODES = {"float32": "F32", "int8": "I8", "uint8": "U8", "int32": "I32"}
-_TYPES = {code: np.dtype(name).newbyteorder("<") for name, code in _CODES.items()}
+_BFLOAT16 = np.dtype("<u2")
+# What other programs' files hold: floats, which become float32, and counters, which nobody reads.
+_FOREIGN = ("F32", "F16", "BF16", "F64", "I64")
+_TYPES = {code: np.dtype(name).newbyteorder("<") for name, code in _CODES.items()} | {
+    "F16": np.dtype("<f2"),
+    "BF16": _BFLOAT16,
+    "F64": np.dtype("<f8"),
+    "I64": np.dtype("<i8"),
+}
 
 
 class _Entry(NamedTuple):
@@ -43,22 +51,35 @@ class _Entry(NamedTuple):
     end: int
 
 
-def encode(tensors: Mapping[str, NDArray[Any]]) -> bytes:
+def encode(
+    tensors: Mapping[str, NDArray[Any]],
+    metadata: Mapping[str, str] | None = None,
+    counters: Iterable[str] = (),
+) -> bytes:
     """Returns the file that holds tensors of the four types, data aligned to 8 bytes as the library aligns it.
 
     They come in the order given, those of one byte an item last, so that all items are aligned to their own size.
+
+    Args:
+        tensors: by name.
+        metadata: None for none.
+        counters: names of whole numbers of 8 bytes, all 0, that come before the tensors.
     """
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
     ordered = sorted(tensors.items(), key=lambda item: -item[1].itemsize)
     parts = [np.asarray(tensor, _TYPES[_CODES[tensor.dtype.name]], order="C") for _, tensor in ordered]
     offset = 0
+    for name in counters:
+        header[name] = {"dtype": "I64", "shape": [], "data_offsets": [offset, offset + 8]}
+        offset += 8
+    zeros = bytes(offset)
     for (name, tensor), part in zip(ordered, parts, strict=True):
         code = _CODES[tensor.dtype.name]
         header[name] = {"dtype": code, "shape": part.shape, "data_offsets": [offset, offset + part.nbytes]}
         offset += part.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return b"".join([len(text).to_bytes(_LENGTH_BYTES, "little"), text, *(part.data for part in parts)])
+    return b"".join([len(text).to_bytes(_LENGTH_BYTES, "little"), text, zeros, *(part.data for part in parts)])
 
 
 def read(
@@ -68,6 +89,7 @@ def read(
     *,
     follow_symlinks: bool = False,
     types: Types | None = None,
+    foreign: bool = False,
 ) -> dict[str, NDArray[Any]]:
     """Reads tensors of a file.
 
@@ -78,6 +100,7 @@ def read(
         sha256: of the whole file, in hexadecimal, checked if given; then `choose` must return all names.
         follow_symlinks: False refuses a symbolic link in place of the file.
         types: that the tensors must have, by name; None for float32 alone.
+        foreign: takes floats of other widths as well, and turns them into float32; integers may be in the file.
 
     Raises:
         ModelError: names the file and the tensor, says what is wrong.
@@ -86,7 +109,7 @@ def read(
     with _open(path, follow_symlinks) as file:
         size = os.fstat(file.fileno()).st_size
         try:
-            head, entries = _read_header(file, size, types)
+            head, entries = _read_header(file, size, types, foreign)
             wanted = set(choose({name: entry.shape for name, entry in entries.items()}))
             digest = hashlib.sha256(head)
             tensors: dict[str, NDArray[Any]] = {}
@@ -96,7 +119,9 @@ def read(
                     raw = np.empty(entry.shape, _TYPES[entry.code])
                     _fill(file, raw.reshape(-1).view(np.uint8).data)
                     digest.update(raw.data)
-                    tensors[name] = raw.astype(raw.dtype.newbyteorder("="), copy=False)
+                    tensors[name] = (
+                        _float32(name, raw) if foreign else raw.astype(raw.dtype.newbyteorder("="), copy=False)
+                    )
         except ValueError as error:
             raise ModelError(f"{shown(path)}: {error}") from error
         except OSError as error:
@@ -135,7 +160,16 @@ def _fill(file: io.FileIO, buffer: memoryview) -> None:
         done += count
 
 
-def _read_header(file: io.FileIO, size: int, types: Types | None) -> tuple[bytes, dict[str, _Entry]]:
+def _float32(name: str, raw: NDArray[Any]) -> NDArray[np.float32]:
+    if raw.dtype == _BFLOAT16:  # the upper half of a float32
+        return (raw.astype(np.uint32) << 16).view(np.float32)
+    if raw.dtype.kind != "f":
+        raise ValueError(f"tensor {short(name)} holds integers, needed are floats")
+    with np.errstate(over="ignore"):  # what is too large becomes infinity, which `check_values` names
+        return raw.astype(np.float32, copy=False)
+
+
+def _read_header(file: io.FileIO, size: int, types: Types | None, foreign: bool) -> tuple[bytes, dict[str, _Entry]]:
     """Returns the bytes before the data, and the entries in the order of the data, which they cover exactly."""
     if size < _LENGTH_BYTES:
         raise ValueError(f"has {size} bytes, a safetensors file begins with {_LENGTH_BYTES} bytes of length")
@@ -156,19 +190,27 @@ def _read_header(file: io.FileIO, size: int, types: Types | None) -> tuple[bytes
     if not isinstance(header, dict):
         raise ValueError(f"the header is {short(header)}, an object is needed")
     header.pop("__metadata__", None)
-    entries = {name: _entry(name, value, types) for name, value in header.items()}
+    entries = {name: _entry(name, value, _needed(name, types, foreign)) for name, value in header.items()}
     ordered = dict(sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)))
     _check_layout(ordered, size - _LENGTH_BYTES - length)
     return bytes(head + text), ordered
 
 
-def _entry(name: str, value: object, types: Types | None) -> _Entry:
+def _needed(name: str, types: Types | None, foreign: bool) -> Sequence[str]:
+    """Returns the codes that a tensor's type may have."""
+    if foreign:
+        return _FOREIGN
+    if types is None:
+        return ("F32",)
+    # A tensor of a name that is not known may have any type here: `choose` knows names better.
+    return [_CODES[types[name]]] if name in types else list(_CODES.values())
+
+
+def _entry(name: str, value: object, needed: Sequence[str]) -> _Entry:
     where = f"tensor {short(name)}"
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{where} is {short(value)}, needed are exactly dtype, shape and data_offsets")
     code, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    # A tensor of a name that is not known may have any type here: `choose` knows names better.
-    needed = ["F32"] if types is None else [_CODES[types[name]]] if name in types else list(_TYPES)
     if code not in needed:
         raise ValueError(f"{where} has dtype {short(code)}, needed is {' or '.join(map(repr, needed))}")
     if not _counts(shape) or len(shape) > _MAX_RANK:
