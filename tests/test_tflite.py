@@ -10,10 +10,10 @@ import pytest
 import mobilenet
 from mobilenet import photos
 from mobilenet.arch import Network, v1, v2
-from mobilenet.convert.tflite import model_of, read, steps_of
+from mobilenet.convert.tflite import model_of, read
 from mobilenet.errors import ModelError
 from mobilenet.export.tflite import tflite
-from mobilenet.formats import tflite_graph, tflite_schema
+from mobilenet.formats import tflite_schema
 from mobilenet.formats.flatbuffer import decode
 from mobilenet.model import Model
 from mobilenet.photos.preprocessing import Preprocessing
@@ -265,15 +265,3 @@ def test_real_files_give_litert_s_predictions(name: str, said: dict[str, Any]) -
     ours = softmax(logits)
     assert (np.abs(theirs - ours) <= ours * np.expm1(2 * allowed) + 4 * EPSILON).all()
     assert (theirs.argmax(-1) == ours.argmax(-1)).all()
-
-
-@real
-@pytest.mark.parametrize("name", ["mobilenet_v1_0.25_128_quant", "vww_96_int8"])
-def test_integer_files_parse_and_are_refused_for_now(name: str) -> None:
-    data = (Path(str(DATA)) / "models" / f"{name}.tflite").read_bytes()
-    graph = tflite_graph.read(data)
-    found = graph.tensors[graph.inputs[0]].quantization
-    assert found is not None
-    assert found.scale.size == 1
-    with pytest.raises(ModelError, match="only float32 files can be read"):
-        steps_of(graph)

@@ -163,7 +163,11 @@ def test_negative_axes_are_counted_from_the_end() -> None:
         (tensor("stem", BUFFER=Scalar("I", 999)), "tensor 'stem' has buffer 999, there are"),
         (tensor("stem", SPARSITY={}), "tensor 'stem' is sparse"),
         (tensor("stem", data=bytes(4 * 16 * 16 * 8)), "operator 0, CONV_2D 'stem': its result was there before"),
-        (tensor("image", TYPE=Scalar("b", Type.UINT8)), "the input 'image' is UINT8; only float32"),
+        (tensor("image", TYPE=Scalar("b", Type.INT64)), "the input 'image' is INT64, needed is FLOAT32, UINT8 or INT8"),
+        (
+            tensor("image", TYPE=Scalar("b", Type.UINT8)),
+            "tensor 'image' has no scale, as every tensor of whole numbers",
+        ),
         (tensor("image", SHAPE=np.array([2, 32, 32, 3], np.int32)), "the input 'image' has shape .2, 32, 32, 3."),
         (tensor("image", SHAPE=np.array([1, 2, 2, 3], np.int32)), "its result has shape"),
         (

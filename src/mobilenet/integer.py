@@ -1,4 +1,5 @@
-"""What an int8 model computes, to the last bit: every step is exact, or rounded to float32 once, to nearest even.
+"""What an int8 model computes, to the last bit. With the rescale "float" every step is exact, or rounded to float32
+once, to nearest even:
 
     sum = sum((x - x's zero) · weight) + bias       whole numbers; padding is the zero point, so that it adds nothing
     t   = float32(sum) · multiplier                 two roundings: the sum's, and the product's
@@ -6,8 +7,22 @@
     y   = clip(rint(t) + zero, low, high)           uint8; low is the zero point after a ReLU, else 0
 
 The classifier's logits are its t; average pooling sums x - x's zero over the pixels; max pooling is max(x). `quantized`
-has the tensors' names. Sums run in floating point, where they are exact because every partial sum is a whole number
-that the type holds: in float32 below 2^24, else in float64; this is what makes numpy, and so this module, quick.
+has the tensors' names.
+
+With the rescale "fixed" all outputs are uint8, the classifier's too, whose logits are scale · (y - zero); products with
+a factor are `fixed_point.rescaled`:
+
+    sum = sum((x - x's zero) · (weight - weight's zero)) + bias
+    y   = clip(sum · factor + zero, low, high)
+    where a layer adds s:
+    own = clip(sum · factor + own zero, 0, 255) - own zero
+    y   = clip((own · 2^20 · own factor + (s - s's zero) · 2^20 · s's factor) · the sum's factor + zero, low, high)
+    average pooling is that y too, of weights of 1, or the mean of x, its halves rounded away from the origin
+
+TFLite's int8 numbers are these bytes less 128, zero points too; nothing but the origin tells them apart.
+
+Sums run in floating point, where they are exact because every partial sum is a whole number that the type holds: in
+float32 below 2^24, else in float64; this is what makes numpy, and so this module, quick.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,7 +34,8 @@ from numpy.typing import NDArray
 
 from .arch import Layer, Network
 from .errors import UsageError
-from .quantized import EXACT, PIXELS_ZERO, dequantised, largest_sums, lower_clamp
+from .fixed_point import ADD_SHIFT, Whole, mean, rescaled, rescaled_once
+from .quantized import EXACT, PIXELS_ZERO, centred_weight, dequantised, largest_sums, lower_clamp
 
 Array = NDArray[Any]
 Bytes = NDArray[np.uint8]
@@ -40,7 +56,7 @@ def forward(network: Network, tensors: Mapping[str, Array], pixels: Array) -> ND
 
 
 def outputs(network: Network, tensors: Mapping[str, Array], pixels: Array) -> dict[str, Array]:
-    """Returns the output of every layer by name, uint8 but for the classifier's logits. Arguments as `forward`."""
+    """Returns the output of every layer by name, uint8 but for "float" logits. Arguments as `forward`."""
     return {layer.name: y for layer, y in IntegerNetwork(network, tensors).run(pixels)}
 
 
@@ -49,6 +65,18 @@ def as_bytes(pixels: Array) -> Bytes:
     if pixels.dtype == np.uint8:
         return pixels
     return np.fmin(np.fmax(np.rint(pixels), 0), 255).astype(np.uint8)
+
+
+class Fixed(NamedTuple):
+    """Is how a layer's sums are rescaled in whole numbers: the tensors of `quantized` by their names, int64."""
+
+    multiplier: Whole
+    shift: Whole
+    roundings: int
+    origin: int
+    sum_zero: int
+    sum_multiplier: Whole
+    sum_shift: Whole
 
 
 class Step(NamedTuple):
@@ -64,6 +92,7 @@ class Step(NamedTuple):
     zero: int
     low: int
     high: int
+    fixed: Fixed | None
 
 
 class IntegerNetwork:
@@ -88,7 +117,7 @@ class IntegerNetwork:
     def _last(self, pixels: Array) -> NDArray[np.float32]:
         for layer, y in self.run(pixels):
             last, output = layer, y
-        return output if last.kind == "dense" else dequantised(last, self.tensors, output)
+        return output if output.dtype == np.float32 else dequantised(last, self.tensors, output)
 
     def run(self, pixels: Array) -> Iterator[tuple[Layer, Array]]:
         """Yields each layer with its output, in order; keeps only those that are needed later."""
@@ -111,7 +140,7 @@ def prepare(layer: Layer, tensors: Mapping[str, Array], zero_in: Array) -> Step:
         return tensors.get(f"{layer.name}.{name}", default)
 
     exact = np.float32 if int(largest_sums(layer, tensors).max()) < EXACT else np.float64
-    weight = part("weight", np.zeros(0))
+    weight: Array = np.zeros(0) if layer.weight_shape is None else centred_weight(layer, tensors)
     if layer.kind == "conv":
         weight = weight.reshape(-1, layer.output.channels)
     return Step(
@@ -125,6 +154,25 @@ def prepare(layer: Layer, tensors: Mapping[str, Array], zero_in: Array) -> Step:
         zero=int(part("zero", [0])[0]),
         low=lower_clamp(layer, tensors),
         high=int(part("high", [255])[0]),
+        fixed=_fixed(layer, tensors) if f"{layer.name}.shift" in tensors else None,
+    )
+
+
+def _fixed(layer: Layer, tensors: Mapping[str, Array]) -> Fixed:
+    def part(name: str) -> Whole:
+        return np.asarray(tensors.get(f"{layer.name}.{name}", np.zeros(1)), np.int64)
+
+    def number(name: str) -> int:
+        return int(part(name)[0])
+
+    return Fixed(
+        multiplier=part("multiplier"),
+        shift=part("shift"),
+        roundings=number("roundings"),
+        origin=number("origin"),
+        sum_zero=number("sum_zero"),
+        sum_multiplier=part("sum_multiplier"),
+        sum_shift=part("sum_shift"),
     )
 
 
@@ -134,6 +182,8 @@ def output(step: Step, x: Bytes, shortcut: Bytes | None) -> Array:
         return np.asarray(x.max((1, 2)))
     t = sums(step, x)
     t += step.bias
+    if step.fixed is not None:
+        return _fixed_output(step, step.fixed, t.astype(np.int64), shortcut)
     t = t.astype(np.float32, copy=False)
     t *= step.multiplier
     if step.layer.kind == "dense":
@@ -145,6 +195,25 @@ def output(step: Step, x: Bytes, shortcut: Bytes | None) -> Array:
     np.rint(t, out=t)
     t += np.float32(step.zero)  # inexact only above 2^24, far beyond the clamp
     return np.clip(t, step.low, step.high, out=t).astype(np.uint8)
+
+
+def _fixed_output(step: Step, fixed: Fixed, total: Whole, shortcut: Bytes | None) -> Bytes:
+    """Returns a layer's output from its exact sums with the rescale "fixed"."""
+    if step.layer.kind == "average_pool" and not fixed.multiplier[0]:
+        pixels = step.layer.input.height * step.layer.input.width
+        above = pixels * (int(step.zero_in[0]) - fixed.origin)  # the sums are above the zero point
+        y = mean(total + above, pixels) + fixed.origin
+    else:
+        y = (rescaled_once if fixed.roundings == 1 else rescaled)(total, fixed.multiplier, fixed.shift)
+        if shortcut is None:
+            y += step.zero
+        else:
+            own = np.clip(y, -fixed.sum_zero, 255 - fixed.sum_zero)
+            terms = own, shortcut.astype(np.int64) - step.zero_shortcut
+            factors = list(zip(fixed.sum_multiplier, fixed.sum_shift, strict=True))
+            both = sum(rescaled(term << ADD_SHIFT, *factor) for term, factor in zip(terms, factors[:2], strict=True))
+            y = rescaled(np.asarray(both), *factors[2]) + step.zero
+    return np.clip(y, step.low, step.high).astype(np.uint8)
 
 
 def sums(step: Step, x: Bytes) -> Array:

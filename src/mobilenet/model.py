@@ -16,6 +16,7 @@ from .arch import SCALINGS, Network, v1, v2
 from .common.checks import choice, integer, short
 from .errors import UsageError
 from .photos.preprocessing import Preprocessing
+from .quantized import Rescale
 from .runner import Floats, Runner, runner
 from .storage import folder
 from .storage.folder import Precision, Stored
@@ -71,6 +72,7 @@ class Model:
         preprocessing: how a photo becomes the network's input.
         notes: facts of the run that made the model: section -> fact -> value, plain data.
         precision: "f32" or "int8".
+        rescale: of an int8 model, how its sums become bytes: "float", or "fixed" as in TFLite; see `integer`.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Model:
         preprocessing: Preprocessing | None = None,
         notes: Mapping[str, Any] | None = None,
         precision: Precision = "f32",
+        rescale: Rescale = "float",
     ) -> None:
         """Checks that the parts fit each other.
 
@@ -91,13 +94,15 @@ class Model:
             preprocessing: None for the network's usual one, `usual_preprocessing`.
             notes: facts of the run, for the model card.
             precision: "f32" or "int8".
+            rescale: "float", or of an int8 model "fixed".
 
         Raises:
-            UsageError: another precision.
+            UsageError: another precision or rescale.
             ModelError: names the tensor, label or size that does not fit, what it is and what is needed.
         """
         choice("precision", precision, get_args(Precision))
-        folder.check_tensors(network, tensors, precision, allow_nonfinite=True)
+        choice("rescale", rescale, get_args(Rescale) if precision == "int8" else ("float",))
+        folder.check_tensors(network, tensors, precision, rescale, allow_nonfinite=True)
         labels = None if labels is None else tuple(labels)
         folder.check_labels(network, labels)
         preprocessing = preprocessing or usual_preprocessing(network)
@@ -107,6 +112,7 @@ class Model:
         self.preprocessing = preprocessing
         self.notes = dict(notes or {})
         self.precision = precision
+        self.rescale = rescale
         self._labels = labels
 
     @cached_property
@@ -128,7 +134,9 @@ class Model:
                 the folder that holds files of something else.
             MobileNetError: names the file that could not be written, and why.
         """
-        stored = Stored(self.network, self.tensors, self._labels, self.preprocessing, self.notes, self.precision)
+        stored = Stored(
+            self.network, self.tensors, self._labels, self.preprocessing, self.notes, self.precision, self.rescale
+        )
         folder.save(path, stored, allow_nonfinite=allow_nonfinite)
 
     def compile(
@@ -232,9 +240,9 @@ class Model:
         network = self.network.replace(include_top=False)
         from . import quantized
 
-        names = quantized.specs(network) if self.precision == "int8" else network.tensors
+        names = quantized.specs(network, self.rescale) if self.precision == "int8" else network.tensors
         tensors = {name: self.tensors[name] for name in names}
-        return Model(network, tensors, None, self.preprocessing, self.notes, self.precision)
+        return Model(network, tensors, None, self.preprocessing, self.notes, self.precision, self.rescale)
 
     @cached_property
     def _engine(self) -> Runner:

@@ -11,11 +11,27 @@ A quantised network has the layers of `arch`, batch norm folded in. `integer.py`
     L.scale         float32 [1]         of the output, which is scale · (uint8 - zero)
     L.zero          int32   [1]         zero point of the output, 0..255, the lower clamp after a ReLU
     L.high          int32   [1]         upper clamp: what 6 is after a ReLU6, else 255
+
+That is the rescale "float", our own. Models read from TFLite files have the rescale "fixed", TFLite's: their tensors
+are the same but for these, where the classifier too has scale, zero and clamps:
+
+    L.weight        uint8   the layer's weight in the layout of the float file
+    L.weight_zero   int32   [1]         zero point of the weights, 0..255
+    L.multiplier    int32   [out]       input scale · weight scale / output scale as `fixed_point` has factors; [1] for
+    L.shift         int32   [out]       average pooling: input scale / output scale / pixels, multiplier 0 for the mean
+                                        itself, where the scales are the same (AVERAGE_POOL_2D)
+    L.roundings     int32   [1]         of the classifier alone: how often its products are rounded, 2 as in all other
+                                        layers, or 1 as in FULLY_CONNECTED
+    L.origin        int32   [1]         of average pooling alone: the byte that is TFLite's 0, 0 or 128, from which
+                                        halves of the mean itself are rounded away
+    L.sum_zero      int32   [1]         zero point of the layer's own output, before a shortcut is added
+    L.sum_multiplier, L.sum_shift  int32 [3]  of that output, of the shortcut, and of their sum
+    L.low           int32   [1]         lower clamp
 """
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +39,10 @@ from numpy.typing import NDArray
 from .arch import Layer, Network
 from .common.checks import short
 from .errors import ModelError
+from .fixed_point import ADD_SHIFT
 from .storage.tensors_file import Types
 
+Rescale = Literal["float", "fixed"]
 PIXELS_ZERO = "pixels.zero"
 EXACT = 1 << 24  # whole numbers below it are float32 numbers
 _SUMS = 1 << 31  # what an int32 sum stays below
@@ -39,81 +57,142 @@ class Spec(NamedTuple):
     type: str
 
 
-def specs(network: Network) -> dict[str, Spec]:
-    """Returns shape and type ("int8", "int32" or "float32") of every tensor by name, in the order of the layers."""
+def specs(network: Network, rescale: Rescale = "float") -> dict[str, Spec]:
+    """Returns shape and type ("int8", "int32", …) of every tensor by name, in the order of the layers."""
+    parts = _fixed_parts if rescale == "fixed" else _float_parts
     found = {PIXELS_ZERO: Spec((network.channels,), "int32")}
     for layer in network.layers:
-        parts: dict[str, Spec] = {}
-        if layer.weight_shape is not None:
-            outs = (layer.output.channels,)
-            parts |= {"weight": Spec(layer.weight_shape, "int8"), "bias": Spec(outs, "int32")}
-            parts |= {"multiplier": Spec(outs, "float32")}
-        elif layer.kind == "average_pool":
-            parts["multiplier"] = Spec((1,), "float32")
-        if layer.adds is not None:
-            parts["shortcut"] = Spec((1,), "float32")
-        if layer.kind != "dense":
-            parts |= {"scale": Spec((1,), "float32"), "zero": Spec((1,), "int32"), "high": Spec((1,), "int32")}
-        found |= {f"{layer.name}.{part}": spec for part, spec in parts.items()}
+        found |= {f"{layer.name}.{part}": spec for part, spec in parts(layer).items()}
     return found
 
 
-def types(network: Network) -> Types:
+def _float_parts(layer: Layer) -> dict[str, Spec]:
+    parts: dict[str, Spec] = {}
+    if layer.weight_shape is not None:
+        outs = (layer.output.channels,)
+        parts |= {"weight": Spec(layer.weight_shape, "int8"), "bias": Spec(outs, "int32")}
+        parts |= {"multiplier": Spec(outs, "float32")}
+    elif layer.kind == "average_pool":
+        parts["multiplier"] = Spec((1,), "float32")
+    if layer.adds is not None:
+        parts["shortcut"] = Spec((1,), "float32")
+    if layer.kind != "dense":
+        parts |= {"scale": Spec((1,), "float32"), "zero": Spec((1,), "int32"), "high": Spec((1,), "int32")}
+    return parts
+
+
+def _fixed_parts(layer: Layer) -> dict[str, Spec]:
+    one, outs, three = (Spec(shape, "int32") for shape in ((1,), (layer.output.channels,), (3,)))
+    parts: dict[str, Spec] = {}
+    if layer.weight_shape is not None:
+        parts |= {"weight": Spec(layer.weight_shape, "uint8"), "weight_zero": one, "bias": outs}
+        parts |= {"multiplier": outs, "shift": outs} | ({"roundings": one} if layer.kind == "dense" else {})
+    elif layer.kind == "average_pool":
+        parts |= {"multiplier": one, "shift": one, "origin": one}
+    if layer.adds is not None:
+        parts |= {"sum_zero": one, "sum_multiplier": three, "sum_shift": three}
+    return parts | {"scale": Spec((1,), "float32"), "zero": one, "low": one, "high": one}
+
+
+def types(network: Network, rescale: Rescale = "float") -> Types:
     """Returns the type of every tensor by name."""
-    return {name: spec.type for name, spec in specs(network).items()}
+    return {name: spec.type for name, spec in specs(network, rescale).items()}
 
 
-def check_shapes(network: Network, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+def check_shapes(
+    network: Network, shapes: Mapping[str, tuple[int, ...]], rescale: Rescale = "float"
+) -> tuple[str, ...]:
     """Returns the tensors' names if `shapes` are exactly theirs, else raises a `ModelError` that names one."""
-    needed = specs(network)
+    needed = specs(network, rescale)
+    what = f"{network} in int8" + (" with the rescale 'fixed'" if rescale == "fixed" else "")
     for name, (shape, _) in needed.items():
         if name not in shapes:
-            raise ModelError(f"tensor {name!r} of shape {shape} is missing for {network} in int8")
+            raise ModelError(f"tensor {name!r} of shape {shape} is missing for {what}")
         if shapes[name] != shape:
-            raise ModelError(f"tensor {name!r} has shape {shapes[name]}, needed is {shape} for {network} in int8")
+            raise ModelError(f"tensor {name!r} has shape {shapes[name]}, needed is {shape} for {what}")
     for name in shapes:
         if name not in needed:
-            raise ModelError(f"tensor {short(name)} does not belong to {network} in int8")
+            raise ModelError(f"tensor {short(name)} does not belong to {what}")
     return tuple(needed)
 
 
-def check(network: Network, tensors: Mapping[str, NDArray[Any]]) -> None:
+def check(network: Network, tensors: Mapping[str, NDArray[Any]], rescale: Rescale = "float") -> None:
     """Checks names, shapes, types and values, so that no sum can leave int32 and no rescaled sum its range.
 
     Raises:
         ModelError: names the first tensor that does not fit, what it holds and what is needed.
     """
-    check_shapes(network, {name: tensor.shape for name, tensor in tensors.items()})
-    for name, spec in specs(network).items():
+    check_shapes(network, {name: tensor.shape for name, tensor in tensors.items()}, rescale)
+    for name, spec in specs(network, rescale).items():
         if tensors[name].dtype != np.dtype(spec.type):
             raise ModelError(f"tensor {name!r} has type {tensors[name].dtype}, needed is {spec.type}")
-    check_values(network, tensors)
+    check_values(network, tensors, rescale)
 
 
-def check_values(network: Network, tensors: Mapping[str, NDArray[Any]]) -> None:
+def check_values(network: Network, tensors: Mapping[str, NDArray[Any]], rescale: Rescale = "float") -> None:
     """Raises a `ModelError` that names the first tensor of `specs` with a value outside its range."""
     _within(PIXELS_ZERO, tensors, 0, 255)
     before: Layer | None = None
     for layer in network.layers:
-        part = {name: f"{layer.name}.{name}" for name in ("weight", "zero", "high", "scale", "multiplier", "shortcut")}
-        for name in ("scale", "multiplier", "shortcut"):
-            if part[name] in tensors:
-                _positive(part[name], tensors[part[name]])
-        if layer.kind != "dense":
-            _within(part["zero"], tensors, 0, 255)
-            top = 255 if layer.activation == "relu6" else None
-            _within(part["high"], tensors, lower_clamp(layer, tensors) if top else 255, 255)
+        (_check_fixed if rescale == "fixed" else _check_float)(layer, tensors)
         if layer.kind == "max_pool" and before is not None:
             for name in ("scale", "zero"):
-                _same(part[name], f"{before.name}.{name}", tensors)
-        if layer.weight_shape is not None:
-            _within(part["weight"], tensors, -127, 127)
-        _check_sums(layer, tensors)
+                _same(f"{layer.name}.{name}", f"{before.name}.{name}", tensors)
         before = layer
+
+
+def _check_float(layer: Layer, tensors: Mapping[str, NDArray[Any]]) -> None:
+    part = {name: f"{layer.name}.{name}" for name in ("weight", "zero", "high", "scale", "multiplier", "shortcut")}
+    for name in ("scale", "multiplier", "shortcut"):
+        if part[name] in tensors:
+            _positive(part[name], tensors[part[name]])
+    if layer.kind != "dense":
+        _within(part["zero"], tensors, 0, 255)
+        top = 255 if layer.activation == "relu6" else None
+        _within(part["high"], tensors, lower_clamp(layer, tensors) if top else 255, 255)
+    if layer.weight_shape is not None:
+        _within(part["weight"], tensors, -127, 127)
+    _check_sums(layer, tensors)
+
+
+def _check_fixed(layer: Layer, tensors: Mapping[str, NDArray[Any]]) -> None:
+    def part(name: str) -> str:
+        return f"{layer.name}.{name}"
+
+    _positive(part("scale"), tensors[part("scale")])
+    for name in ("zero", "low", "weight_zero", "sum_zero"):
+        if part(name) in tensors:
+            _within(part(name), tensors, 0, 255)
+    _within(part("high"), tensors, int(tensors[part("low")][0]), 255)
+    if layer.kind == "average_pool":
+        _within(part("origin"), tensors, 0, 128)
+    if layer.kind == "dense":
+        _within(part("roundings"), tensors, 1, 2)
+    if layer.kind != "max_pool":
+        _check_factors(part(""), tensors, largest_sums(layer, tensors))
+    if layer.adds is not None:
+        # Differences of bytes; the sum of two products with factors of at most 1.
+        _check_factors(part("sum_"), tensors, np.array([255, 255, 510], np.int64) << ADD_SHIFT)
+
+
+def _check_factors(prefix: str, tensors: Mapping[str, NDArray[Any]], largest: NDArray[np.int64]) -> None:
+    """Checks multipliers and shifts, and that numbers up to `largest` stay below 2^31 when they are shifted left."""
+    _within(f"{prefix}multiplier", tensors, 0, (1 << 31) - 1)
+    _within(f"{prefix}shift", tensors, -31, 30)
+    shifts = tensors[f"{prefix}shift"].astype(np.int64)
+    if prefix.endswith("sum_"):
+        _within(f"{prefix}shift", tensors, -31, 0)
+    shifted = largest << np.maximum(shifts, 0)
+    if int(shifted.max()) >= _SUMS or int(largest.max()) >= _SUMS:
+        channel = int(np.argmax(shifted))
+        raise ModelError(f"layer {prefix.rpartition('.')[0]!r}: channel {channel}: the sum may reach "
+                         f"{int(shifted.max()):,} and must stay below {_SUMS:,}")  # fmt: skip
 
 
 def lower_clamp(layer: Layer, tensors: Mapping[str, NDArray[Any]]) -> int:
     """Returns the least output of a layer: what 0 is after a ReLU, else 0."""
+    if f"{layer.name}.low" in tensors:
+        return int(tensors[f"{layer.name}.low"][0])
     return 0 if layer.activation == "linear" else int(tensors[f"{layer.name}.zero"][0])
 
 
@@ -121,10 +200,16 @@ def largest_sums(layer: Layer, tensors: Mapping[str, NDArray[Any]]) -> NDArray[n
     """Returns a bound on the magnitude of each output channel's sum, bias included."""
     if layer.weight_shape is None:
         return np.array([255 * layer.input.height * layer.input.width], np.int64)
-    weight, bias = tensors[f"{layer.name}.weight"], tensors[f"{layer.name}.bias"]
+    weight, bias = centred_weight(layer, tensors), tensors[f"{layer.name}.bias"]
     # One channel's sum has at most 9 · 65,536 terms: int64 has room for any.
-    total = np.abs(weight.astype(np.int16)).reshape(-1, layer.output.channels).sum(0, dtype=np.int64)
+    total = np.abs(weight).reshape(-1, layer.output.channels).sum(0, dtype=np.int64)
     return np.asarray(255 * total + np.abs(bias.astype(np.int64)))
+
+
+def centred_weight(layer: Layer, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.int16]:
+    """Returns a layer's weights without their zero point."""
+    zero = tensors.get(f"{layer.name}.weight_zero", np.zeros(1, np.int32))
+    return np.asarray(tensors[f"{layer.name}.weight"].astype(np.int16) - zero.astype(np.int16))
 
 
 def _check_sums(layer: Layer, tensors: Mapping[str, NDArray[Any]]) -> None:
@@ -171,8 +256,11 @@ def weight_scales(network: Network, tensors: Mapping[str, NDArray[Any]]) -> dict
     found: dict[str, NDArray[np.float64]] = {}
     source = 1.0
     for layer in network.layers:
-        target = float(tensors[f"{layer.name}.scale"][0]) if layer.kind != "dense" else 1.0
+        target = float(tensors.get(f"{layer.name}.scale", np.ones(1))[0])
         if layer.weight_shape is not None:
-            found[layer.name] = tensors[f"{layer.name}.multiplier"].astype(np.float64) * target / source
+            factor = tensors[f"{layer.name}.multiplier"].astype(np.float64)
+            if f"{layer.name}.shift" in tensors:
+                factor = np.ldexp(factor, tensors[f"{layer.name}.shift"] - 31)
+            found[layer.name] = factor * target / source
         source = target
     return found

@@ -73,7 +73,7 @@ class Runner(ABC):
 
 def runner(model: "Model", threads: int | None = None) -> Runner:
     """Returns a model's compiled engine; the numpy one where nothing is compiled for this machine, or where the
-    environment variable `MOBILENET_TARGET` is "numpy".
+    environment variable `MOBILENET_TARGET` is "numpy", or the model has the rescale "fixed", which is not compiled yet.
 
     Raises:
         UsageError: names `threads` or `MOBILENET_TARGET`, its value and the rule.
@@ -81,7 +81,7 @@ def runner(model: "Model", threads: int | None = None) -> Runner:
     """  # fmt: skip
     from .compiler import targets
 
-    if os.environ.get(targets.ENVIRONMENT) == "numpy" or not targets.runnable():
+    if os.environ.get(targets.ENVIRONMENT) == "numpy" or model.rescale == "fixed" or not targets.runnable():
         from .engine import Engine
 
         return Engine(model, threads)

@@ -99,6 +99,9 @@ class NativeEngine(Runner):
         if (precision == "int8") != (model.precision == "int8"):
             fact = "is not quantised; Model.quantize makes one that is" if precision == "int8" else "is quantised"
             raise UsageError(f"precision: got {precision!r}, but the model {fact}")
+        if model.rescale == "fixed":
+            raise UsageError("rescale: the model's is 'fixed', as of a TFLite file, which is not compiled yet; "
+                             "predict and evaluate compute it in numpy")  # fmt: skip
         start = time.perf_counter()
         chosen = choose(target)
         whole = model.precision == "int8"

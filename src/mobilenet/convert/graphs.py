@@ -1,7 +1,9 @@
 """TFLite files and frozen graphs as sources: the model that their readers find, with the user's options."""
 
+import dataclasses
 from pathlib import Path
 
+from ..errors import UsageError
 from ..model import Model
 from ..storage.folder import Stored
 from . import frozen_graph, tflite
@@ -9,7 +11,11 @@ from .source import Options, finish
 
 
 def read_tflite(path: Path, options: Options) -> Stored:
-    """Returns the parts of a TFLite file's model; raises as `tflite.read`."""
+    """Returns the parts of a TFLite file's model; raises as `tflite.read`.
+
+    Raises:
+        UsageError: a pixel scaling is asked for of a network of whole numbers, whose input the bytes are.
+    """
     return _stored(path, "TFLite", tflite.read(path, allow_nonfinite=options.allow_nonfinite), options)
 
 
@@ -21,15 +27,25 @@ def read_frozen_graph(path: Path, options: Options) -> Stored:
 
 def _stored(path: Path, title: str, model: Model, options: Options) -> Stored:
     notes = dict(model.notes["imported"])
+    tensors = model.tensors
+    if model.precision == "int8":
+        if options.scaling:
+            raise UsageError(f"scaling: got {options.scaling!r}, but to this network of whole numbers the bytes "
+                             "are the input; needed is none")  # fmt: skip
+        model = model if options.include_top else model.without_top()
+        options, tensors = dataclasses.replace(options, include_top=True), {}
     if options.scaling:
         notes["pixel scaling"] = f"{options.scaling}, as asked for"
-    return finish(
+    stored = finish(
         path,
         title,
         model.network,
-        model.tensors,
+        tensors,
         options,
         labels=model._labels,
         preprocessing=vars(model.preprocessing),
         notes=notes,
     )
+    if model.precision == "int8":
+        return stored._replace(tensors=model.tensors, precision=model.precision, rescale=model.rescale)
+    return stored

@@ -1,4 +1,4 @@
-"""TFLite files of MobileNets, as converters write them: batch norm folded, activations fused.
+"""TFLite files of MobileNets, as converters write them: batch norm folded, activations fused; float32, uint8 or int8.
 
 The graph must be a chain: each operator takes the result of the one before, and additions also an earlier one. It
 becomes a list of steps, which `recognise` compares with the families.
@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arch import Activation, Shape
+from .. import quantized
+from ..arch import Activation, Network, Shape
 from ..common.files import read_regular, shown
 from ..errors import DataError, ModelError
 from ..formats import tflite_graph, tflite_schema
@@ -22,9 +23,16 @@ from ..formats.tflite_graph import Graph, Operator
 from ..formats.tflite_schema import Op, Padding, Type
 from ..model import Model, usual_preprocessing
 from ..weights import check
-from . import tflite_metadata
+from . import tflite_integer, tflite_metadata
 from .recognise import Step, network_of, tensors_of, with_scaling
+from .tflite_integer import Place
 
+# By the type of the input: those of weight and bias.
+_WEIGHTS = {
+    Type.FLOAT32: (np.dtype(np.float32), np.dtype(np.float32)),
+    Type.UINT8: (np.dtype(np.uint8), np.dtype(np.int32)),
+    Type.INT8: (np.dtype(np.int8), np.dtype(np.int32)),
+}
 _ACTIVATIONS: dict[tflite_schema.Activation, Activation] = {
     tflite_schema.Activation.LINEAR: "linear",
     tflite_schema.Activation.RELU: "relu",
@@ -33,10 +41,11 @@ _ACTIVATIONS: dict[tflite_schema.Activation, Activation] = {
 
 
 def read(path: Path, *, allow_nonfinite: bool = False) -> Model:
-    """Reads a TFLite file of a float32 MobileNet.
+    """Reads a TFLite file of a MobileNet: float32, or of whole numbers alone, which gives an int8 model.
 
     Labels and preprocessing come from the file's metadata where it has them. Else the classes have numbers, and pixels
-    are scaled as the source with the nearest conventions scales them, which the model's notes say.
+    are scaled as the source with the nearest conventions scales them, which the model's notes say. To a network of
+    whole numbers the pixels' bytes are the input itself.
 
     Args:
         allow_nonfinite: takes weights with NaN and infinities.
@@ -53,8 +62,11 @@ def read(path: Path, *, allow_nonfinite: bool = False) -> Model:
 def model_of(data: bytes, *, allow_nonfinite: bool = False) -> Model:
     """Returns the model of a file's bytes; errors as `read`, without the file's name."""
     graph = tflite_graph.read(data)
-    steps = steps_of(graph)
+    chain = _Chain(graph)
+    steps = chain.steps
     network = network_of(steps, "the graph")
+    if chain.source.type != Type.FLOAT32:
+        return _integer_model(chain, network, data)
     tensors = tensors_of(network, steps)
     check(network, tensors, allow_nonfinite=allow_nonfinite)
     labels, preprocessing = tflite_metadata.read(graph.metadata, data, network)
@@ -65,26 +77,37 @@ def model_of(data: bytes, *, allow_nonfinite: bool = False) -> Model:
     return Model(network, tensors, labels, preprocessing or usual_preprocessing(network), {"imported": facts})
 
 
-def steps_of(graph: Graph) -> list[Step]:
-    """Returns the layers of a float graph, in the order of computation.
+def _integer_model(chain: "_Chain", network: Network, data: bytes) -> Model:
+    graph = chain.graph
+    tensors = tflite_integer.tensors_of(network, graph, chain.places)
+    quantized.check(network, tensors, "fixed")
+    labels, told = tflite_metadata.read(graph.metadata, data, network)
+    preprocessing = tflite_integer.preprocessing_of(network, chain.source, told)
+    facts = {"format": f"tflite, {chain.source.type.name.lower()}", "pixel scaling": "none: the bytes are the input"}
+    return Model(network, tensors, labels, preprocessing, {"imported": facts}, "int8", "fixed")
+
+
+class _Chain:
+    """Follows the operators from the input.
+
+    Attributes:
+        source: the input.
+        steps: the layers so far, in the order of computation.
+        places: of each step its operator, and that of its addition.
 
     Raises:
         ModelError: names the first operator that does not continue the chain, or that no MobileNet has.
     """
-    return _Chain(graph).steps
-
-
-class _Chain:
-    """Follows the operators from the input; `steps` are the layers so far."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.steps: list[Step] = []
+        self.places: list[Place] = []
         if len(graph.inputs) != 1 or len(graph.outputs) != 1:
             raise ModelError(f"not a MobileNet: {len(graph.inputs)} inputs and {len(graph.outputs)} outputs")
-        source = graph.tensors[graph.inputs[0]]
-        if source.type != Type.FLOAT32:
-            raise ModelError(f"the input {source.name!r} is {source.type.name}; only float32 files can be read")
+        source = self.source = graph.tensors[graph.inputs[0]]
+        if source.type not in _WEIGHTS:
+            raise ModelError(f"the input {source.name!r} is {source.type.name}, needed is FLOAT32, UINT8 or INT8")
         if len(source.shape) != 4 or source.shape[0] > 1 or min(source.shape[1:]) < 1:
             raise ModelError(f"not a MobileNet: the input {source.name!r} has shape {source.shape}")
         self.shape = Shape(*source.shape[1:])
@@ -124,6 +147,8 @@ class _Chain:
         if target in self.written or self.graph.tensors[target].data is not None:
             raise self._error("its result was there before")
         self.written.add(target)
+        if self.source.type != Type.FLOAT32:
+            tflite_integer.check_operator(self.graph, operator, self.source.type)
         if self.ended:
             raise self._error("it follows a softmax")
         if self.pads is not None and operator.op not in (Op.CONV_2D, Op.DEPTHWISE_CONV_2D):
@@ -145,6 +170,7 @@ class _Chain:
         if given != (1, *step.output) and not (flat and given == (1, step.output.channels)):
             raise self._error(f"its result has shape {given}, by its inputs it is {(1, *step.output)}")
         self.steps.append(step)
+        self.places.append(Place(self.operator))
         self.shape = step.output
 
     def _constant(self, index: int, what: str, dimensions: int) -> NDArray[Any]:
@@ -154,17 +180,18 @@ class _Chain:
             raise self._error(f"its {what} is not a constant of {dimensions} dimensions")
         return tensor.data
 
-    def _floats(self, index: int, what: str, dimensions: int) -> NDArray[Any]:
+    def _numbers(self, index: int, what: str, dimensions: int) -> NDArray[Any]:
         found = self._constant(index, what, dimensions)
-        if found.dtype != np.float32:
-            raise self._error(f"its {what} is {found.dtype}, needed is float32")
+        needed = _WEIGHTS[self.source.type][what == "bias"]
+        if found.dtype != needed:
+            raise self._error(f"its {what} is {found.dtype}, needed is {needed}")
         return found
 
     def _bias(self, channels: int) -> NDArray[Any]:
         inputs = self.operator.inputs
         if len(inputs) < 3 or inputs[2] < 0:
-            return np.zeros(channels, np.float32)
-        found = self._floats(2, "bias", 1)
+            return np.zeros(channels, _WEIGHTS[self.source.type][1])
+        found = self._numbers(2, "bias", 1)
         if found.shape != (channels,):
             raise self._error(f"its bias has {found.size} values for {channels} channels")
         return found
@@ -176,7 +203,7 @@ class _Chain:
         self.pads = pads
 
     def _convolution(self, operator: Operator) -> None:
-        weight = self._floats(1, "weight", 4)
+        weight = self._numbers(1, "weight", 4)
         depthwise = operator.op == Op.DEPTHWISE_CONV_2D
         outs, height, width, ins = weight.shape
         channels = ins if depthwise else outs
@@ -222,7 +249,7 @@ class _Chain:
         return count, (before, max((count - 1) * stride + kernel - size - before, 0))
 
     def _dense(self, operator: Operator) -> None:
-        weight = self._floats(1, "weight", 2)
+        weight = self._numbers(1, "weight", 2)
         if not self.steps or self.steps[-1].kind not in ("average_pool", "max_pool"):
             raise self._error("it does not follow the pooling")
         self._classifier(weight.T, self._bias(len(weight)), operator)
@@ -273,6 +300,7 @@ class _Chain:
             raise self._error(f"it adds {tuple(self.steps[other].output)} to {tuple(last.output)}")
         del self.made[self.current]  # nothing may take the layer's result without the sum
         self.steps[-1] = dataclasses.replace(last, adds=other)
+        self.places[-1] = Place(self.places[-1].operator, operator, self.places[other].result)
 
     def _name(self) -> str:
         return _short(self.graph.tensors[self.operator.outputs[0]].name)

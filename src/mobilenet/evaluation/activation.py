@@ -17,7 +17,7 @@ from .. import photos
 from ..engine import Engine
 from ..errors import PhotoError
 from ..model import Model
-from ..quantized import weight_scales
+from ..quantized import centred_weight, weight_scales
 
 SIDE = 160  # of a picture in the report, in pixels
 # matplotlib's "inferno" at eight equal steps: brightness grows evenly, so that it reads without colour as well.
@@ -51,11 +51,11 @@ def _weighted(model: Model, features: NDArray[np.float32], classes: Sequence[int
 
 def classifier_weight(model: Model) -> NDArray[np.float32]:
     """Returns the classifier's weight [features, classes], of an int8 model the numbers that its integers stand for."""
-    name = model.network.layers[-1].name
-    weight = model.tensors[f"{name}.weight"]
-    if model.precision == "int8":
-        weight = weight * weight_scales(model.network, model.tensors)[name].astype(np.float32)
-    return np.asarray(weight, np.float32)
+    last = model.network.layers[-1]
+    if model.precision != "int8":
+        return np.asarray(model.tensors[f"{last.name}.weight"], np.float32)
+    scales = weight_scales(model.network, model.tensors)[last.name]
+    return np.asarray(centred_weight(last, model.tensors) * scales.astype(np.float32), np.float32)
 
 
 def explained(model: Model, wanted: Sequence[tuple[Path, int]]) -> list[tuple[str, str] | None]:

@@ -23,6 +23,7 @@ from ..common.checks import refuse_unknown, short
 from ..common.files import read_regular, shown, write_atomic
 from ..errors import DataError, MobileNetError, ModelError
 from ..photos.preprocessing import Preprocessing
+from ..quantized import Rescale
 from ..weights import check, check_shapes, check_values
 from . import tensors_file
 from .tensors_file import Shapes
@@ -32,6 +33,7 @@ FORMAT, VERSION = "mobilenet model", 1
 
 _KEYS = ("format", "version", "network", "labels", "preprocessing", "sha256", "notes")
 _PRECISION = "precision"  # the key that only the config of an int8 model has
+_RESCALE = "rescale"  # the key that only the config of an int8 model with the rescale "fixed" has
 _STAGED = re.compile(r"model\.[0-9a-f]{16}\.safetensors")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")  # as `write_atomic` names them
 _ABANDONED = 3600  # seconds after which nobody writes to a temporary file any more
@@ -53,6 +55,7 @@ class Stored(NamedTuple):
         preprocessing: how a photo becomes the network's input.
         notes: facts of the run that made the model, as plain data: section -> fact -> value.
         precision: "f32" or "int8".
+        rescale: of an int8 model, "float" or "fixed".
     """
 
     network: Network
@@ -61,6 +64,7 @@ class Stored(NamedTuple):
     preprocessing: Preprocessing
     notes: Mapping[str, Any]
     precision: Precision = "f32"
+    rescale: Rescale = "float"
 
 
 def save(folder: str | os.PathLike[str], stored: Stored, *, allow_nonfinite: bool = False) -> None:
@@ -75,10 +79,10 @@ def save(folder: str | os.PathLike[str], stored: Stored, *, allow_nonfinite: boo
     """
     folder = Path(folder)
     network = stored.network
-    check_tensors(network, stored.tensors, stored.precision, allow_nonfinite=allow_nonfinite)
+    check_tensors(network, stored.tensors, stored.precision, stored.rescale, allow_nonfinite=allow_nonfinite)
     check_labels(network, stored.labels)
     check_preprocessing(network, stored.preprocessing)
-    names = quantized.specs(network) if stored.precision == "int8" else network.tensors
+    names = quantized.specs(network, stored.rescale) if stored.precision == "int8" else network.tensors
     data = tensors_file.encode({name: stored.tensors[name] for name in names})
     sha256 = hashlib.sha256(data).hexdigest()
     config = _config(stored, sha256)
@@ -131,11 +135,16 @@ def load_float(folder: str | os.PathLike[str]) -> Stored:
 
 
 def check_tensors(
-    network: Network, tensors: Mapping[str, NDArray[Any]], precision: Precision, *, allow_nonfinite: bool = False
+    network: Network,
+    tensors: Mapping[str, NDArray[Any]],
+    precision: Precision,
+    rescale: Rescale,
+    *,
+    allow_nonfinite: bool = False,
 ) -> None:
-    """Raises a `ModelError` unless the tensors are those of a model of this precision."""
+    """Raises a `ModelError` unless the tensors are those of a model of this precision and rescale."""
     if precision == "int8":
-        quantized.check(network, tensors)
+        quantized.check(network, tensors, rescale)
     else:
         check(network, tensors, allow_nonfinite=allow_nonfinite)
 
@@ -166,7 +175,7 @@ def check_preprocessing(network: Network, preprocessing: Preprocessing) -> None:
 
 
 def _config(stored: Stored, sha256: str) -> bytes:
-    content = {
+    content: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "network": stored.network.to_dict(),
@@ -174,7 +183,9 @@ def _config(stored: Stored, sha256: str) -> bytes:
         "preprocessing": stored.preprocessing.to_dict(),
         "sha256": sha256,
         "notes": stored.notes,
-    } | ({_PRECISION: stored.precision} if stored.precision == "int8" else {})
+    }
+    content |= {_PRECISION: stored.precision} if stored.precision == "int8" else {}
+    content |= {_RESCALE: stored.rescale} if stored.rescale == "fixed" else {}
     try:
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode()
         strict_json.parse(text)
@@ -267,14 +278,14 @@ def _load(path: Path, text: bytes, allow_nonfinite: bool) -> Stored:
         sha256 = config["sha256"]
         if sha256 is not None and not (isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256)):
             raise ModelError(f"sha256: got {short(sha256)}, needed 64 hexadecimal digits, or null for no check")
-        precision = _precision(config)
-    tensors = _read_weights(path.parent, network, sha256, precision)
+        precision, rescale = _precision(config)
+    tensors = _read_weights(path.parent, network, sha256, precision, rescale)
     with _named(path.parent / WEIGHTS):
         if precision == "int8":
-            quantized.check_values(network, tensors)
+            quantized.check_values(network, tensors, rescale)
         elif not allow_nonfinite:
             check_values(tensors)
-    return Stored(network, tensors, labels, preprocessing, notes, precision)
+    return Stored(network, tensors, labels, preprocessing, notes, precision, rescale)
 
 
 @contextlib.contextmanager
@@ -291,19 +302,20 @@ def _network(config: object) -> Network:
         raise ModelError(f"is not the config of a model: needed is an object with the format {FORMAT!r}")
     if config.get("version") != VERSION:
         raise ModelError(f"version: got {short(config.get('version'))}, this program reads version {VERSION}")
-    refuse_unknown("config", config, (*_KEYS, _PRECISION))
+    refuse_unknown("config", config, (*_KEYS, _PRECISION, _RESCALE))
     missing = [key for key in _KEYS if key not in config]
     if missing:
         raise ModelError(f"config: the key {missing[0]!r} is missing")
     return Network.from_dict(config["network"])
 
 
-def _precision(config: Mapping[str, Any]) -> Precision:
-    if _PRECISION not in config:
-        return "f32"
-    if config[_PRECISION] != "int8":
+def _precision(config: Mapping[str, Any]) -> tuple[Precision, Rescale]:
+    if config.get(_PRECISION, "int8") != "int8":
         raise ModelError(f"{_PRECISION}: got {short(config[_PRECISION])}, needed 'int8', or no such key for float32")
-    return "int8"
+    if config.get(_RESCALE, "fixed") != "fixed" or (_RESCALE in config and _PRECISION not in config):
+        raise ModelError(f"{_RESCALE}: got {short(config[_RESCALE])}, needed 'fixed' beside the precision 'int8', or "
+                         "no such key")  # fmt: skip
+    return "int8" if _PRECISION in config else "f32", "fixed" if _RESCALE in config else "float"
 
 
 def _kind(name: str, value: object, kind: type[_T]) -> _T:
@@ -312,11 +324,15 @@ def _kind(name: str, value: object, kind: type[_T]) -> _T:
     return value
 
 
-def _read_weights(folder: Path, network: Network, sha256: str | None, precision: Precision) -> dict[str, NDArray[Any]]:
+def _read_weights(
+    folder: Path, network: Network, sha256: str | None, precision: Precision, rescale: Rescale
+) -> dict[str, NDArray[Any]]:
     def choose(shapes: Shapes) -> Iterable[str]:
-        return quantized.check_shapes(network, shapes) if precision == "int8" else check_shapes(network, shapes)
+        if precision == "int8":
+            return quantized.check_shapes(network, shapes, rescale)
+        return check_shapes(network, shapes)
 
-    types = quantized.types(network) if precision == "int8" else None
+    types = quantized.types(network, rescale) if precision == "int8" else None
     names = [WEIGHTS] if sha256 is None else [_staged(sha256), WEIGHTS]  # the first if a save was interrupted
     for name in names:
         with contextlib.suppress(FileNotFoundError):

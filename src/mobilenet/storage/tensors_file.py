@@ -1,4 +1,4 @@
-"""The safetensors format, of three types: written as the library writes it, read strictly and within a known memory.
+"""The safetensors format, of four types: written as the library writes it, read strictly and within a known memory.
 
 The file: 8 bytes little-endian length of the header; the header, JSON of name -> dtype, shape and [begin, end] in the
 data; the data. A reader here accepts any order of the tensors, but no hole, no overlap and no byte left over, and it
@@ -27,12 +27,12 @@ from ..errors import ModelError
 Tensors = dict[str, NDArray[np.float32]]
 Shapes = dict[str, tuple[int, ...]]
 Types = Mapping[str, str]
-"""Names of tensors -> "float32", "int8" or "int32"."""
+"""Names of tensors -> "float32", "int8", "uint8" or "int32"."""
 
 _LENGTH_BYTES = 8
 _MAX_RANK = 8
 _MAX_SIDE = 1 << 48
-_CODES = {"float32": "F32", "int8": "I8", "int32": "I32"}
+_CODES = {"float32": "F32", "int8": "I8", "uint8": "U8", "int32": "I32"}
 _BFLOAT16 = np.dtype("<u2")
 # What other programs' files hold: floats, which become float32, and counters, which nobody reads.
 _FOREIGN = ("F32", "F16", "BF16", "F64", "I64")
@@ -56,7 +56,7 @@ def encode(
     metadata: Mapping[str, str] | None = None,
     counters: Iterable[str] = (),
 ) -> bytes:
-    """Returns the file that holds float32, int8 and int32 tensors, data aligned to 8 bytes as the library aligns it.
+    """Returns the file that holds tensors of the four types, data aligned to 8 bytes as the library aligns it.
 
     They come in the order given, those of one byte an item last, so that all items are aligned to their own size.
 
