@@ -13,6 +13,8 @@ from ..common.files import shown
 from ..errors import ModelError
 
 _SECONDS = 300  # torch's import may take a while on a busy machine
+# What makes Python load or write more than it is asked to (coverage, profilers, …) does not reach the child.
+_ENVIRONMENT = {"HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "TMPDIR"}
 _CHILD = Path(__file__).with_name("unpickle_child.py")
 
 
@@ -30,6 +32,7 @@ def unpickled(path: Path) -> Iterator[Path]:
                 # -P: the folder of the child's file is not where it looks for torch.
                 done = subprocess.run(
                     [sys.executable, "-P", "-W", "ignore", str(_CHILD)],
+                    env={name: value for name, value in os.environ.items() if name in _ENVIRONMENT},
                     stdin=source,
                     stdout=out,
                     stderr=subprocess.PIPE,
