@@ -43,7 +43,7 @@ class Maker:
     def __init__(self, network: Network, options: Options8, seed: int = 0) -> None:
         self.network, self.options = network, options
         self.generator = np.random.default_rng(seed)
-        self.graph = writer._Graph()
+        self.graph = writer._Graph({})
         self.scales: dict[int, tuple[float, int]] = {}
         self.tensors: dict[str, int] = {}
         source = self.activation("image", (1, *network.input), float(self.generator.uniform(0.005, 0.02)))
