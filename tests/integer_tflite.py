@@ -62,7 +62,7 @@ class Maker:
     def activation(self, name: str, shape: tuple[int, ...], scale: float, zero: int | None = None) -> int:
         """Adds a tensor; `zero` is of bytes, None for anything."""
         zero = int(self.generator.integers(0, 256)) if zero is None else zero
-        index = self.graph.tensor(name, shape, self.options.kind)
+        index = self.graph._tensor(name, shape, self.options.kind)
         self._quantised(index, [scale], zero - self._less)
         self.scales[index] = float(np.float32(scale)), zero
         return index
@@ -80,7 +80,7 @@ class Maker:
         self.graph.tensors[index] = {**self.graph.tensors[index], schema.Tensor.QUANTIZATION: quantisation}
 
     def _constant(self, name: str, data: NDArray[Any], scale: Any, zero: int = 0, axis: int = 0) -> int:
-        index = self.graph.tensor(name, data.shape, _KINDS[data.dtype], self.graph.buffer(data.tobytes()))
+        index = self.graph._tensor(name, data.shape, _KINDS[data.dtype], self.graph.buffer(data.tobytes()))
         self._quantised(index, scale, zero, axis)
         return index
 
