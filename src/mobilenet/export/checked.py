@@ -31,7 +31,7 @@ def write_onnx(
     """Writes an ONNX file; arguments and errors as `export`."""
     from .onnx import onnx
 
-    check_tensors(model.network, model.tensors, model.precision)
+    check_tensors(model.network, model.tensors, model.precision, model.rescale)
     data = onnx(model, pixels=pixels, softmax=softmax)
 
     def run(photos: NDArray[np.uint8]) -> Floats:
@@ -51,7 +51,7 @@ def write_tflite(model: Model, path: Path, *, softmax: bool = False, check: bool
     """Writes a TFLite file; arguments and errors as `export`."""
     from .tflite import tflite
 
-    check_tensors(model.network, model.tensors, model.precision)
+    check_tensors(model.network, model.tensors, model.precision, model.rescale)
     data = tflite(model, softmax=softmax)
 
     def run(photos: NDArray[np.uint8]) -> Floats:
