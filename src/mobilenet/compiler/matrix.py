@@ -25,7 +25,6 @@ _LINE = 16  # floats in a cache line
 UNROLL = 4  # rounds of the loop over inputs in one: its counter and jump cost nothing beside 4·24 multiply-adds
 
 
-@cache
 def tile_shape(target: Target, pixels: int, counts: tuple[int, ...], vectors: int, inputs: int) -> tuple[int, int]:
     """Returns the (pixels, vectors) of the tile that takes the fewest cycles, by the model that is written here.
 
@@ -35,29 +34,31 @@ def tile_shape(target: Target, pixels: int, counts: tuple[int, ...], vectors: in
         vectors: of output channels.
         inputs: words of inputs of each sum.
     """
-
-    def best(counts: tuple[int, ...], widths: Sequence[int]) -> tuple[int, int]:
-        shapes = [
-            (high, wide)
-            for wide in widths
-            for high in range(1, min(min(counts), target.registers) + 1)
-            if high * wide + wide + 1 <= target.registers
-        ]
-        return min(
-            shapes, key=lambda shape: (sum(_cycles(n, shape, vectors, inputs, target.lanes) for n in counts), -shape[1])
-        )
-
-    _, wide = best((pixels,), range(1, min(vectors, target.registers // 2) + 1))
-    return best(counts, [wide])
+    facts = target.registers, target.lanes, vectors, inputs
+    _, wide = _best((pixels,), (1, min(vectors, target.registers // 2)), *facts)
+    return _best(counts, (wide, wide), *facts)
 
 
-def _cycles(pixels: int, shape: tuple[int, int], vectors: int, inputs: int, lanes: int) -> float:
-    """Returns the cycles of a layer, its last tiles and panels included."""
-    high, wide = shape
-    count, rest = divmod(vectors, wide)
-    row = count * _tile_cycles(high, wide, inputs, lanes)
-    row += _tile_cycles(high, rest, inputs, lanes) if rest else 0
-    return -(-pixels // high) * row
+@cache
+def _best(
+    counts: tuple[int, ...], widths: tuple[int, int], registers: int, lanes: int, vectors: int, inputs: int
+) -> tuple[int, int]:
+    """Returns the (pixels, vectors) of the tile, from the narrowest to the widest, that takes the fewest cycles."""
+    shapes = (
+        (high, wide)
+        for wide in range(widths[0], widths[1] + 1)
+        for high in range(1, min(*counts, (registers - 1) // wide - 1) + 1)  # sums, weights and an input in registers
+    )
+
+    def cycles(shape: tuple[int, int]) -> tuple[float, int]:
+        """Returns those of all calls, their last tiles and panels included; of equal ones the widest is the best."""
+        high, wide = shape
+        count, rest = divmod(vectors, wide)
+        row = count * _tile_cycles(high, wide, inputs, lanes)
+        row += _tile_cycles(high, rest, inputs, lanes) if rest else 0
+        return sum(-(-pixels // high) for pixels in counts) * row, -wide
+
+    return min(shapes, key=cycles)
 
 
 def _tile_cycles(high: int, wide: int, inputs: int, lanes: int) -> float:
