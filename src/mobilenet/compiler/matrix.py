@@ -71,17 +71,17 @@ def _tile_cycles(high: int, wide: int, inputs: int, lanes: int) -> float:
     return inputs * max(high * wide / 2, (high + wide) / 2, 4.0, weights) + high * wide + 10
 
 
-def pack(rows: Sequence[NDArray[Any]], stored: int, step: int, fours: Sequence[int] = ()) -> Words:
-    """Returns rows [..., outputs] of words, bias, weights and the ending's, in the order in which the tiles read them.
+def pack(packed: Words, rows: Sequence[NDArray[Any]], stored: int, step: int, fours: Sequence[int] = ()) -> None:
+    """Writes rows [..., outputs] of words, bias, weights and the ending's, in the order in which the tiles read them.
 
     Args:
+        packed: where they go, zeros.
         stored: outputs with those that only fill a vector.
         step: outputs of a panel.
         fours: where outputs are stored as bytes, the order of those of four vectors.
     """
     lines = [row.reshape(-1, row.shape[-1]).view(np.int32) for row in rows]
     count = sum(map(len, lines))
-    packed = np.zeros(count * stored, np.int32)  # filled in place: copies of copies are what a start's memory goes to
     for first in range(0, stored, step):
         panel = packed[count * first : count * min(first + step, stored)].reshape(count, -1)
         line = 0
@@ -92,7 +92,6 @@ def pack(rows: Sequence[NDArray[Any]], stored: int, step: int, fours: Sequence[i
         if fours and (whole := panel.shape[1] // len(fours) * len(fours)):
             groups = panel[:, :whole].reshape(count, -1, len(fours))
             panel[:, :whole] = groups[..., list(fours)].reshape(count, whole)
-    return packed
 
 
 def words(weight: Floats, numbers: str, size: int) -> Words:
