@@ -35,7 +35,7 @@ class Command:
 def process() -> int:
     """Runs the process's command line and returns the exit code, which the process is to end with."""
     code = main()
-    gc.freeze()  # else Python looks for cycles once more, through all that numpy consists of: a tenth of `predict`'s time
+    gc.freeze()  # else Python would look for cycles once more, in all of numpy: a twelfth of the time of `predict`
     return code
 
 

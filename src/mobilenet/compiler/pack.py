@@ -30,6 +30,7 @@ def pack(plan: Plan, tensors: Arrays, mean: Sequence[float], std: Sequence[float
     packed: Words = aligned(plan.weights).view(np.int32)
     for name, (kernel, offset) in plan.packed.items():
         layer = name.partition(":")[0]
+        # Written in place: each copy of all weights would take a tenth of an engine's start.
         place = packed[offset // 4 : offset // 4 + kernel.parameters]
         if isinstance(kernel, Scale):
             place[...] = _scaling(kernel, plan.network.channels, mean, std)
@@ -48,11 +49,8 @@ def aligned(size: int) -> Floats:
     return memory[start : start + size // 4 * 4].view(np.float32)
 
 
-def _pack(
-    place: Words, plan: Plan, kernel: Any, rows: tuple[NDArray[Any], NDArray[Any], list[NDArray[Any]]]
-) -> None:
-    """Writes the bias, the weights and the ending's rows of one kernel in its order: in place, as each copy of all
-    weights takes a tenth of an engine's start."""  # fmt: skip
+def _pack(place: Words, plan: Plan, kernel: Any, rows: tuple[NDArray[Any], NDArray[Any], list[NDArray[Any]]]) -> None:
+    """Writes the bias, the weights and the ending's rows of one kernel in its order."""
     bias, weight, last = rows
     lanes, stored = plan.target.lanes, kernel.channels if isinstance(kernel, Depthwise | Pool) else kernel.outputs
     if isinstance(kernel, DepthwiseBytes):

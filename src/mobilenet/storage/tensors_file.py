@@ -151,7 +151,7 @@ def _open(path: Path, follow_symlinks: bool) -> io.FileIO:
 
 
 def _hashed(file: io.FileIO, size: int, digest: "hashlib._Hash") -> NDArray[np.uint8]:
-    """Reads the rest of a file, hashed in a thread while the next bytes are read: each takes half the time of a load."""
+    """Reads the rest of a file, hashed in a thread while the next bytes are read: the two are most of a load."""
     data = np.empty(size, np.uint8)
     with ThreadPoolExecutor(1) as hasher:
         for begin in range(0, size, _CHUNK):
