@@ -1,6 +1,6 @@
 """`python -m mobilenet` is the command `mobilenet`; torchrun starts it this way."""
 
-from .cli import main
+from .cli import process
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(process())

@@ -135,5 +135,5 @@ class Folded(Mapping[str, NDArray[np.float32]]):
             return value
         scale = part["gamma"] / np.sqrt(part["variance"].astype(np.float64) + self._epsilon)
         if wanted == "weight":  # the output channel is the last axis in every layout
-            return (value * scale).astype(np.float32)
+            return np.multiply(value, scale, out=np.empty_like(value), casting="same_kind")  # rounded once all the same
         return (part["beta"] + (value.astype(np.float64) - part["mean"]) * scale).astype(np.float32)

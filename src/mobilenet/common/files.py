@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import secrets
 import stat
 from pathlib import Path
 
@@ -37,7 +36,7 @@ def write_atomic(path: Path, data: bytes | bytearray | memoryview, mode: int = 0
     the system's reason; the temporary file is removed.
     """
     path = Path(path)
-    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
+    temporary = path.parent / f".{os.urandom(8).hex()}.tmp"
     try:
         try:
             _write_through(temporary, data, mode)

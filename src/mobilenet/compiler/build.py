@@ -76,7 +76,7 @@ def _compiled(kernels: Sequence[Kernel], target: Target, workers: int, progress:
             except IndexError:
                 return
             try:
-                done[repr(kernel)] = compile(kernel)
+                done[kernel.name] = compile(kernel)
             except BaseException:
                 waiting.clear()  # the others need not finish what is of no use
                 raise

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,7 +34,12 @@ def four_order(target: Target, lanes: int | None = None) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Kernel(ABC):
-    """Is the constants of one kernel. Its repr is its name: equal kernels share their code."""
+    """Is the constants of one kernel. Equal kernels share their code."""
+
+    @cached_property
+    def name(self) -> str:
+        """Its code's name: what it is and its constants."""
+        return repr(self)
 
     @property
     @abstractmethod

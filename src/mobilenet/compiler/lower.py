@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ..arch import Layer, Network, Shape
 from . import dense, depthwise, depthwise_bytes, matrix, tiled
@@ -25,16 +25,14 @@ from .tiled import Tiled, TiledConv
 Region = Literal["arena", "weights", "pixels"]
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Is an address: bytes from the beginning of a region; in "pixels" the number of values before it."""
 
     region: Region
     offset: int
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """Is one call of a kernel, for the layer `layer`."""
 
     layer: str
@@ -62,8 +60,7 @@ class Integers:
     large: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True)
-class Fill:
+class Fill(NamedTuple):
     """Is bytes of the arena that are a pattern, again and again, before the first image."""
 
     offset: int
@@ -144,6 +141,7 @@ class _Lowering:
         self.precision, self.integers = precision, integers
         self.unit = alignment(target, precision)
         self.stages = stages(network, target, precision)
+        self.by_name = {stage.name: stage for stage in self.stages}
         self.groups = groups(self.stages, fuse, threads, cache)
         self.kernels = {stage.name: kernel for group in self.groups for stage, kernel in self._kernels(group)}
         self.packed: dict[str, tuple[Kernel, int]] = {}
@@ -168,12 +166,14 @@ class _Lowering:
 
     def plan(self) -> Plan:
         parts: list[list[Step | None]] = [[] for _ in range(self.threads)]
+        before: Stage | None = None
         for group in self.groups:
-            for part, steps in zip(parts, self._steps(group), strict=True):
+            for part, steps in zip(parts, self._steps(group, before), strict=True):
                 part += steps
                 part += [None] * (self.threads > 1)
-        used = dict.fromkeys(step.kernel for part in parts for step in part if step)
-        distinct = dict.fromkeys(kernel for k in used for kernel in (k, for_floats(k)))
+            before = group.stages[-1]
+        used = {step.kernel.name: step.kernel for part in parts for step in part if step}
+        distinct = {kernel.name: kernel for k in used.values() for kernel in (k, for_floats(k))}
         last = self.network.layers[-1].output
         padded = {stage.name: self._zero(stage) for stage in self.stages if stage.scales}
         patterns = {**padded, **{_zeros(pattern): pattern for pattern in self.zeros}}
@@ -187,7 +187,7 @@ class _Lowering:
             self.target,
             self.precision,
             tuple(map(tuple, parts)),
-            tuple(distinct),
+            tuple(distinct.values()),
             self.packed,
             self.weights,
             self.arena,
@@ -285,13 +285,13 @@ class _Lowering:
 
     # -------------------------------------------------------------------------------------------------------- steps
 
-    def _steps(self, group: Group) -> list[list[Step]]:
-        """Returns the steps of a group for each thread."""
+    def _steps(self, group: Group, before: Stage | None) -> list[list[Step]]:
+        """Returns the steps of a group for each thread; `before` is the stage that its first one reads."""
         parts = [
             [
                 step
                 for call in calls
-                for step in self._with_shortcut(group.stages[call.stage], self._step(group, call, n))
+                for step in self._with_shortcut(group.stages[call.stage], self._step(group, before, call, n))
             ]
             for n, calls in enumerate(group.parts)
         ]
@@ -304,17 +304,19 @@ class _Lowering:
         """Returns the step, and after a standard convolution that of its shortcut."""
         if not isinstance(step.kernel, Conv) or not stage.layer.adds:
             return [step]
-        shortcut = self._stage(stage.layer.adds)
+        shortcut = self.by_name[stage.layer.adds]
         return [
             step,
-            replace(step, kernel=Add(stage.numbers, stage.pitch), extra=self._row(shortcut, shortcut.rows, 0)),
+            step._replace(kernel=Add(stage.numbers, stage.pitch), extra=self._row(shortcut, shortcut.rows, 0)),
         ]
 
-    def _step(self, group: Group, call: Call, part: int) -> Step:
+    def _step(self, group: Group, before: Stage | None, call: Call, part: int) -> Step:
         stage, kernel = group.stages[call.stage], self.kernels[group.stages[call.stage].name]
         layer, begin, end = stage.layer, call.begin, call.end
         last = call.stage == len(group.stages) - 1
-        before, kept = self._before(group, call.stage)
+        kept = before.rows if before else 0
+        if call.stage:
+            before, kept = group.stages[call.stage - 1], group.rings[call.stage - 1]
         out = self._row(stage, group.rings[call.stage], begin, 0 if last else part)
         source = self._row(before, kept, 0, part if call.stage else 0) if before else Place("pixels", 0)
         extra = Place("arena", self.offsets[_zeros(self._zero(stage))])
@@ -328,7 +330,7 @@ class _Lowering:
             assert before is not None
             source = self._row(before, kept, begin, part if call.stage else 0)
             if layer.adds:
-                shortcut = self._stage(layer.adds)
+                shortcut = self.by_name[layer.adds]
                 extra = self._row(shortcut, shortcut.rows, begin)
             begin, end = 0, (end - begin) * layer.output.width
         elif isinstance(kernel, Pool):
@@ -339,17 +341,6 @@ class _Lowering:
             out = Place("arena", out.offset - begin * stage.bytes)
         parameters = Place("weights", self.packed[stage.name][1] if stage.name in self.packed else 0)
         return Step(layer.name, kernel, out, source, parameters, extra, begin, end)
-
-    def _before(self, group: Group, index: int) -> tuple[Stage | None, int]:
-        """Returns the stage whose output a stage reads, and how many of its rows are kept."""
-        if index:
-            return group.stages[index - 1], group.rings[index - 1]
-        position = self.stages.index(group.stages[0])
-        before = self.stages[position - 1] if position else None
-        return before, before.rows if before else 0
-
-    def _stage(self, name: str) -> Stage:
-        return next(stage for stage in self.stages if stage.name == name)
 
 
 def _zeros(pattern: tuple[int, ...]) -> str:
@@ -374,7 +365,7 @@ def split(step: Step, threads: int, lanes: int) -> list[Step | None]:
         panels = -(-kernel.vectors // kernel.wide)
         if -(-panels // threads) / panels <= -(-tiles // threads) / tiles:
             return _split_channels(step, kernel, [panels * n // threads for n in range(threads + 1)], lanes)
-    return [replace(step, begin=begin, end=end) if begin < end else None for begin, end in pairwise(edges)]
+    return [step._replace(begin=begin, end=end) if begin < end else None for begin, end in pairwise(edges)]
 
 
 def _split_channels(step: Step, kernel: Pointwise, edges: list[int], lanes: int) -> list[Step | None]:
@@ -384,8 +375,7 @@ def _split_channels(step: Step, kernel: Pointwise, edges: list[int], lanes: int)
         vectors = min(after * kernel.wide, kernel.vectors) - first * kernel.wide
         skipped = first * kernel.wide * lanes
         bytes_ = skipped * SIZES[kernel.numbers]
-        mine = replace(
-            step,
+        mine = step._replace(
             kernel=replace(kernel, vectors=vectors),
             out=_moved(step.out, bytes_),
             parameters=_moved(step.parameters, 4 * kernel.rows * skipped),
@@ -396,4 +386,4 @@ def _split_channels(step: Step, kernel: Pointwise, edges: list[int], lanes: int)
 
 
 def _moved(place: Place, offset: int) -> Place:
-    return replace(place, offset=place.offset + offset)
+    return place._replace(offset=place.offset + offset)

@@ -143,7 +143,7 @@ class Machine:
     def _run(self, kernel: Kernel, calls: list[tuple[int, int]], times: int) -> list[float]:
         """Returns for each thread the seconds of the fastest of its runs; a call is where it reads, and its rounds."""
         words = [ctypes.c_void_p] * 4, [ctypes.c_int64] * 2
-        function = ctypes.CFUNCTYPE(None, *words[0], *words[1])(self._code.address[repr(kernel)])
+        function = ctypes.CFUNCTYPE(None, *words[0], *words[1])(self._code.address[kernel.name])
 
         def run(call: tuple[int, int], sums: Floats) -> float:
             found = []

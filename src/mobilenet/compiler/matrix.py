@@ -25,7 +25,6 @@ _LINE = 16  # floats in a cache line
 UNROLL = 4  # rounds of the loop over inputs in one: its counter and jump cost nothing beside 4·24 multiply-adds
 
 
-@cache
 def tile_shape(target: Target, pixels: int, counts: tuple[int, ...], vectors: int, inputs: int) -> tuple[int, int]:
     """Returns the (pixels, vectors) of the tile that takes the fewest cycles, by the model that is written here.
 
@@ -35,29 +34,31 @@ def tile_shape(target: Target, pixels: int, counts: tuple[int, ...], vectors: in
         vectors: of output channels.
         inputs: words of inputs of each sum.
     """
-
-    def best(counts: tuple[int, ...], widths: Sequence[int]) -> tuple[int, int]:
-        shapes = [
-            (high, wide)
-            for wide in widths
-            for high in range(1, min(min(counts), target.registers) + 1)
-            if high * wide + wide + 1 <= target.registers
-        ]
-        return min(
-            shapes, key=lambda shape: (sum(_cycles(n, shape, vectors, inputs, target.lanes) for n in counts), -shape[1])
-        )
-
-    _, wide = best((pixels,), range(1, min(vectors, target.registers // 2) + 1))
-    return best(counts, [wide])
+    facts = target.registers, target.lanes, vectors, inputs
+    _, wide = _best((pixels,), (1, min(vectors, target.registers // 2)), *facts)
+    return _best(counts, (wide, wide), *facts)
 
 
-def _cycles(pixels: int, shape: tuple[int, int], vectors: int, inputs: int, lanes: int) -> float:
-    """Returns the cycles of a layer, its last tiles and panels included."""
-    high, wide = shape
-    count, rest = divmod(vectors, wide)
-    row = count * _tile_cycles(high, wide, inputs, lanes)
-    row += _tile_cycles(high, rest, inputs, lanes) if rest else 0
-    return -(-pixels // high) * row
+@cache
+def _best(
+    counts: tuple[int, ...], widths: tuple[int, int], registers: int, lanes: int, vectors: int, inputs: int
+) -> tuple[int, int]:
+    """Returns the (pixels, vectors) of the tile, from the narrowest to the widest, that takes the fewest cycles."""
+    shapes = (
+        (high, wide)
+        for wide in range(widths[0], widths[1] + 1)
+        for high in range(1, min(*counts, (registers - 1) // wide - 1) + 1)  # sums, weights and an input in registers
+    )
+
+    def cycles(shape: tuple[int, int]) -> tuple[float, int]:
+        """Returns those of all calls, their last tiles and panels included; of equal ones the widest is the best."""
+        high, wide = shape
+        count, rest = divmod(vectors, wide)
+        row = count * _tile_cycles(high, wide, inputs, lanes)
+        row += _tile_cycles(high, rest, inputs, lanes) if rest else 0
+        return sum(-(-pixels // high) for pixels in counts) * row, -wide
+
+    return min(shapes, key=cycles)
 
 
 def _tile_cycles(high: int, wide: int, inputs: int, lanes: int) -> float:
@@ -70,17 +71,17 @@ def _tile_cycles(high: int, wide: int, inputs: int, lanes: int) -> float:
     return inputs * max(high * wide / 2, (high + wide) / 2, 4.0, weights) + high * wide + 10
 
 
-def pack(rows: Sequence[NDArray[Any]], stored: int, step: int, fours: Sequence[int] = ()) -> Words:
-    """Returns rows [..., outputs] of words, bias, weights and the ending's, in the order in which the tiles read them.
+def pack(packed: Words, rows: Sequence[NDArray[Any]], stored: int, step: int, fours: Sequence[int] = ()) -> None:
+    """Writes rows [..., outputs] of words, bias, weights and the ending's, in the order in which the tiles read them.
 
     Args:
+        packed: where they go, zeros.
         stored: outputs with those that only fill a vector.
         step: outputs of a panel.
         fours: where outputs are stored as bytes, the order of those of four vectors.
     """
     lines = [row.reshape(-1, row.shape[-1]).view(np.int32) for row in rows]
     count = sum(map(len, lines))
-    packed = np.zeros(count * stored, np.int32)  # filled in place: copies of copies are what a start's memory goes to
     for first in range(0, stored, step):
         panel = packed[count * first : count * min(first + step, stored)].reshape(count, -1)
         line = 0
@@ -91,7 +92,6 @@ def pack(rows: Sequence[NDArray[Any]], stored: int, step: int, fours: Sequence[i
         if fours and (whole := panel.shape[1] // len(fours) * len(fours)):
             groups = panel[:, :whole].reshape(count, -1, len(fours))
             panel[:, :whole] = groups[..., list(fours)].reshape(count, whole)
-    return packed
 
 
 def words(weight: Floats, numbers: str, size: int) -> Words:

@@ -267,7 +267,7 @@ class _Table:
                 continue
             if step.source.region == "pixels":
                 readers.append((len(rows), step))
-            rows.append(_call(step, code.address[repr(step.kernel)], bases))
+            rows.append(_call(step, code.address[step.kernel.name], bases))
         if marks is not None:
             rows.append(_mark(code, marks, len(steps)))
         if self.edges[-1] < len(rows) or len(self.edges) == 1:
@@ -276,7 +276,7 @@ class _Table:
         self._offsets = np.array([step.source.offset for _, step in readers], np.int64)
         self._last = {True: 0, False: 0}
         self.rows = {bytes_: np.array(rows, np.int64).reshape(-1, STEP_WORDS) for bytes_ in (True, False)}
-        self.rows[False][self._readers, 0] = [code.address[repr(for_floats(step.kernel))] for _, step in readers]
+        self.rows[False][self._readers, 0] = [code.address[for_floats(step.kernel).name] for _, step in readers]
 
     def read(self, address: int, bytes_: bool) -> None:
         """Makes the image at an address the one whose pixels are read."""

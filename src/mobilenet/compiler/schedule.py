@@ -6,8 +6,8 @@ writes its whole output.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 from .stages import Stage
 
@@ -15,8 +15,7 @@ CACHE = 1 << 19
 """Bytes that the rings of a group may take: half of the smallest L2 cache of today\'s servers."""
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """Is the computation of rows begin..end of a stage, `stage` its index in the group."""
 
     stage: int
@@ -24,8 +23,7 @@ class Call:
     end: int
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """Is a run of stages and the order of its calls.
 
     Attributes:

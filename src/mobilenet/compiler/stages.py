@@ -1,6 +1,6 @@
 """A network as stages: what one kernel computes, with the rows of its input that rows of its output are made from."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..arch import Layer, Network
 from .kernel import SIZES, whole
@@ -9,26 +9,24 @@ from .targets import Target
 STORED = {"f32": "f32", "bf16": "bf16", "int8": "u8"}  # by precision, what activations are in memory
 
 
-@dataclass(frozen=True)
-class Stage:
+class Stage(NamedTuple):
     """Is a layer, or the scaling of rows that comes before a standard convolution.
 
     Attributes:
+        name: unique, the layer's, with a mark for the scaling.
         layer: the layer.
         scales: whether this is the scaling of the layer's input.
+        rows: of the output.
         pitch: numbers in a row of the output as it is stored: whole vectors of channels.
         numbers: that its output is.
     """
 
+    name: str
     layer: Layer
     scales: bool
+    rows: int
     pitch: int
     numbers: str
-
-    @property
-    def name(self) -> str:
-        """Unique: the layer's, with a mark for the scaling."""
-        return f"{self.layer.name}:rows" if self.scales else self.layer.name
 
     @property
     def by_rows(self) -> bool:
@@ -39,11 +37,6 @@ class Stage:
     def reads_through(self) -> bool:
         """Whether rows of the input are read as one piece of memory, not each by its own address."""
         return self.scales or self.layer.kind == "pointwise"
-
-    @property
-    def rows(self) -> int:
-        """Rows of the output."""
-        return (self.layer.input if self.scales else self.layer.output).height
 
     @property
     def bytes(self) -> int:
@@ -75,9 +68,11 @@ def stages(network: Network, target: Target, precision: str) -> list[Stage]:
         if layer.kind == "conv":
             width = sum(layer.padding[1]) + layer.input.width
             rows = "u8" if precision == "int8" else "f32"
-            found.append(Stage(layer, True, width * input_channels(layer, unit), rows))
+            pitch = width * input_channels(layer, unit)
+            found.append(Stage(f"{layer.name}:rows", layer, True, layer.input.height, pitch, rows))
         pitch = layer.output.width * whole(layer.output.channels, unit)
-        found.append(Stage(layer, False, pitch, "f32" if layer.kind == "dense" else numbers))
+        stores = "f32" if layer.kind == "dense" else numbers
+        found.append(Stage(layer.name, layer, False, layer.output.height, pitch, stores))
     return found
 
 

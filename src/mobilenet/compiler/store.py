@@ -52,7 +52,7 @@ def folder() -> Path:
 
 def key(kernels: Sequence[Kernel], target: Target) -> str:
     """Returns the name under which the code of these kernels is kept."""
-    facts = [target.name, target.triple, target.cpu, _compiler(), *sorted(map(repr, kernels))]
+    facts = [target.name, target.triple, target.cpu, _compiler(), *sorted(kernel.name for kernel in kernels)]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()
 
 

@@ -13,6 +13,7 @@ import math
 import os
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ Types = Mapping[str, str]
 _LENGTH_BYTES = 8
 _MAX_RANK = 8
 _MAX_SIDE = 1 << 48
+_CHUNK = 1 << 20  # bytes read, then hashed
 _CODES = {"float32": "F32", "int8": "I8", "uint8": "U8", "int32": "I32"}
 _BFLOAT16 = np.dtype("<u2")
 # What other programs' files hold: floats, which become float32, and counters, which nobody reads.
@@ -112,16 +114,14 @@ def read(
             head, entries = _read_header(file, size, types, foreign)
             wanted = set(choose({name: entry.shape for name, entry in entries.items()}))
             digest = hashlib.sha256(head)
+            whole = None if sha256 is None else _hashed(file, size - len(head), digest)
             tensors: dict[str, NDArray[Any]] = {}
             for name, entry in entries.items():
                 if name in wanted:
-                    file.seek(len(head) + entry.begin)
-                    raw = np.empty(entry.shape, _TYPES[entry.code])
-                    _fill(file, raw.reshape(-1).view(np.uint8).data)
-                    digest.update(raw.data)
-                    tensors[name] = (
-                        _float32(name, raw) if foreign else raw.astype(raw.dtype.newbyteorder("="), copy=False)
-                    )
+                    data = _read_part(file, len(head), entry) if whole is None else whole[entry.begin : entry.end]
+                    raw = data.view(_TYPES[entry.code]).reshape(entry.shape)
+                    kept = raw.astype(raw.dtype.newbyteorder("="), copy=not raw.flags.aligned)
+                    tensors[name] = _float32(name, raw) if foreign else kept
         except ValueError as error:
             raise ModelError(f"{shown(path)}: {error}") from error
         except OSError as error:
@@ -148,6 +148,24 @@ def _open(path: Path, follow_symlinks: bool) -> io.FileIO:
         os.close(descriptor)
         raise ModelError(f"{shown(path)}: is not a regular file")
     return io.FileIO(descriptor, "rb")
+
+
+def _hashed(file: io.FileIO, size: int, digest: "hashlib._Hash") -> NDArray[np.uint8]:
+    """Reads the rest of a file, hashed in a thread while the next bytes are read: the two are most of a load."""
+    data = np.empty(size, np.uint8)
+    with ThreadPoolExecutor(1) as hasher:
+        for begin in range(0, size, _CHUNK):
+            part = data[begin : begin + _CHUNK].data
+            _fill(file, part)
+            hasher.submit(digest.update, part)
+    return data
+
+
+def _read_part(file: io.FileIO, start: int, entry: _Entry) -> NDArray[np.uint8]:
+    data = np.empty(entry.end - entry.begin, np.uint8)
+    file.seek(start + entry.begin)
+    _fill(file, data.data)
+    return data
 
 
 def _fill(file: io.FileIO, buffer: memoryview) -> None:
