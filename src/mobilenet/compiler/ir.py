@@ -45,6 +45,8 @@ class _BFloat16(ir.Type):  # type: ignore[misc]
 _BF16 = _BFloat16()
 _ELEMENTS = {"f32": _F32, "bf16": _I16, "u8": _I8, "i32": _I32}
 _POINTER = ir.PointerType()
+_ROUNDS = ("x86_64", "aarch64", "riscv64")  # machines with an instruction for `Code.rounded`; others would call lrintf
+_BITS_2_23 = 0x4B000000  # of the float 2^23
 _KERNEL = ir.FunctionType(ir.VoidType(), [_POINTER] * 4 + [_I64] * 2)
 
 
@@ -141,9 +143,37 @@ class Code:
             return self.fma(inputs, weights, sums)
         if numbers == "bf16":
             return self._dot_bf16(inputs, weights, sums)
+        if self.target.compact:
+            return self._dot_compact(inputs, weights, sums)
         if in_word(numbers, self.target) == 4:
             return self._call(f"llvm.x86.avx512.vpdpbusd.{32 * self.lanes}", self._words, sums, inputs, weights)
         return self.builder.add(sums, self._pairs(inputs, weights))
+
+    def _dot_compact(self, inputs: Value, weights: Value, sums: Value) -> Value:
+        """Returns sums of 4 products of bytes without an instruction for that; products fit into 16 bits."""
+        b, machine, word = self.builder, self.target.machine, self.whole_numbers
+        if machine == "armv7e-m":  # a word as two halves: its bytes 0 and 2, and 1 and 3
+            x, w, sums = (b.bitcast(value, _I32) for value in (inputs, weights, sums))
+            for rotated in (lambda value: value, lambda value: self._call("llvm.fshr.i32", _I32, value, value, _i32(8))):
+                halves = b.and_(rotated(x), _i32(0x00FF00FF)), self._call("llvm.arm.sxtb16", _I32, rotated(w))
+                sums = self._call("llvm.arm.smlad", _I32, *halves, sums)
+            return b.bitcast(sums, self._words)
+        if machine == "riscv64":
+            for shift in (0, 8, 16, 24):
+                x = b.and_(b.lshr(inputs, word(shift)), word(255))
+                w = b.ashr(b.shl(weights, word(24 - shift)), word(24))
+                sums = b.add(sums, b.mul(x, w))
+            return sums
+        halves, names = ir.VectorType(_I16, 2 * self.lanes), {"armv7l": "arm.neon.vpaddls", "aarch64": "aarch64.neon.saddlp"}
+        eight, low = (ir.Constant(halves, [value] * 2 * self.lanes) for value in (8, 255))
+        x, w = b.bitcast(inputs, halves), b.bitcast(weights, halves)
+        for pair in ((b.and_(x, low), b.ashr(b.shl(w, eight), eight)), (b.lshr(x, eight), b.ashr(w, eight))):
+            if machine in names:
+                found = self._call(f"llvm.{names[machine]}.v4i32.v8i16", self._words, b.mul(*pair))
+            else:
+                found = self._pairs(*(b.bitcast(value, self._words) for value in pair))
+            sums = b.add(sums, found)
+        return sums
 
     def _pairs(self, x: Value, w: Value) -> Value:
         """Returns the sums of two products each, of the halves of words."""
@@ -152,6 +182,9 @@ class Code:
             pairs = ir.VectorType(_I16, 2 * self.lanes)
             name = {16: "avx512.pmaddw.d.512", 8: "avx2.pmadd.wd", 4: "sse2.pmadd.wd"}[self.lanes]
             return self._call(f"llvm.x86.{name}", self._words, b.bitcast(x, pairs), b.bitcast(w, pairs))
+        if self.target.machine == "wasm32":
+            pairs = ir.VectorType(_I16, 2 * self.lanes)
+            return self._call("llvm.wasm.dot", self._words, b.bitcast(x, pairs), b.bitcast(w, pairs))
         half = self.whole_numbers(16)
         high = b.mul(b.ashr(x, half), b.ashr(w, half))
         low = b.mul(b.ashr(b.shl(x, half), half), b.ashr(b.shl(w, half), half))
@@ -234,8 +267,17 @@ class Code:
         return self.builder.bitcast(x, self._words)
 
     def rounded(self, x: Value) -> Value:
-        """Returns floats as whole numbers, rounded to the nearest, to the even one of two; they must fit."""
-        return self._call(f"llvm.lrint.v{self.lanes}i32.v{self.lanes}f32", self._words, x)
+        """Returns floats as whole numbers, rounded to the nearest, to the even one of two.
+
+        They must fit; those beyond ±2^22, which no byte comes from, may become others beyond it.
+        """
+        if self.target.machine in _ROUNDS:
+            return self._call(f"llvm.lrint.v{self.lanes}i32.v{self.lanes}f32", self._words, x)
+        # From 2^23 to 2^24 floats are the whole numbers, so that adding 1.5 · 2^23 rounds to one, whose bits count up
+        # from those of 2^23. Below that the sum's bits are still less, but for negative sums may be so by too much.
+        bits = self.bits(self.builder.fadd(x, self.constant(1.5 * 2**23)))
+        least = self._call(f"llvm.smax.v{self.lanes}i32", self._words, bits, self.whole_numbers(_BITS_2_23))
+        return self.builder.sub(least, self.whole_numbers(_BITS_2_23 + (1 << 22)))
 
     def plus(self, x: Value, y: Value) -> Value:
         """Returns the sum of whole numbers."""
@@ -532,6 +574,10 @@ class Pointer:
         """Asks for the cache line here to be in L2 soon; any address will do."""
         read, level, data = (ir.Constant(_I32, n) for n in (0, 2, 1))
         self.code._call("llvm.prefetch.p0", ir.VoidType(), self.value, read, level, data)
+
+
+def _i32(value: int) -> Value:
+    return ir.Constant(_I32, value)
 
 
 def _i64(value: Index) -> Value:
