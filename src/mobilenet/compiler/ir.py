@@ -45,7 +45,7 @@ class _BFloat16(ir.Type):  # type: ignore[misc]
 _BF16 = _BFloat16()
 _ELEMENTS = {"f32": _F32, "bf16": _I16, "u8": _I8, "i32": _I32}
 _POINTER = ir.PointerType()
-_ROUNDS = ("x86_64", "aarch64", "riscv64")  # machines with an instruction for `Code.rounded`; others would call lrintf
+_ROUNDS = ("x86_64", "aarch64")  # machines with an instruction for `Code.rounded`; others would call lrintf
 _BITS_2_23 = 0x4B000000  # of the float 2^23
 _KERNEL = ir.FunctionType(ir.VoidType(), [_POINTER] * 4 + [_I64] * 2)
 
@@ -151,19 +151,12 @@ class Code:
 
     def _dot_compact(self, inputs: Value, weights: Value, sums: Value) -> Value:
         """Returns sums of 4 products of bytes without an instruction for that; products fit into 16 bits."""
-        b, machine, word = self.builder, self.target.machine, self.whole_numbers
-        if machine == "armv7e-m":  # a word as two halves: its bytes 0 and 2, and 1 and 3
+        b, machine = self.builder, self.target.machine
+        if self.lanes == 1:
+            # As plain words: LLVM 22 forgets, on RISC-V, to extend the sign of a byte of a vector of one word.
             x, w, sums = (b.bitcast(value, _I32) for value in (inputs, weights, sums))
-            for rotated in (lambda value: value, lambda value: self._call("llvm.fshr.i32", _I32, value, value, _i32(8))):
-                halves = b.and_(rotated(x), _i32(0x00FF00FF)), self._call("llvm.arm.sxtb16", _I32, rotated(w))
-                sums = self._call("llvm.arm.smlad", _I32, *halves, sums)
-            return b.bitcast(sums, self._words)
-        if machine == "riscv64":
-            for shift in (0, 8, 16, 24):
-                x = b.and_(b.lshr(inputs, word(shift)), word(255))
-                w = b.ashr(b.shl(weights, word(24 - shift)), word(24))
-                sums = b.add(sums, b.mul(x, w))
-            return sums
+            products = self._add_halves if machine == "armv7e-m" else self._add_products
+            return b.bitcast(products(x, w, sums), self._words)
         halves, names = ir.VectorType(_I16, 2 * self.lanes), {"armv7l": "arm.neon.vpaddls", "aarch64": "aarch64.neon.saddlp"}
         eight, low = (ir.Constant(halves, [value] * 2 * self.lanes) for value in (8, 255))
         x, w = b.bitcast(inputs, halves), b.bitcast(weights, halves)
@@ -174,6 +167,21 @@ class Code:
                 found = self._pairs(*(b.bitcast(value, self._words) for value in pair))
             sums = b.add(sums, found)
         return sums
+
+    def _add_halves(self, x: Value, w: Value, total: Value) -> Value:
+        """Returns total + products of a word's bytes 0 and 2, and 1 and 3, as Arm's instructions for audio have them."""
+        for turn in (0, 8):
+            x_, w_ = (self._call("llvm.fshr.i32", _I32, value, value, _i32(turn)) if turn else value for value in (x, w))
+            bytes_ = self.builder.and_(x_, _i32(0x00FF00FF)), self._call("llvm.arm.sxtb16", _I32, w_)
+            total = self._call("llvm.arm.smlad", _I32, *bytes_, total)
+        return total
+
+    def _add_products(self, x: Value, w: Value, total: Value) -> Value:
+        b = self.builder
+        for shift in (0, 8, 16, 24):
+            left = b.and_(b.lshr(x, _i32(shift)), _i32(255))
+            total = b.add(total, b.mul(left, b.ashr(b.shl(w, _i32(24 - shift)), _i32(24))))
+        return total
 
     def _pairs(self, x: Value, w: Value) -> Value:
         """Returns the sums of two products each, of the halves of words."""
