@@ -141,9 +141,9 @@ def _highest(stride: int) -> int:
     return 2 if stride == 1 else 1
 
 
-def fits(kernel: Depthwise) -> bool:
-    """Whether a layer can be done this way."""
-    return kernel.kernel == 3 and kernel.left <= kernel.kernel - kernel.stride
+def fits(kernel: Depthwise, target: Target) -> bool:
+    """Whether a layer can be done this way; there is no use in it where bytes are multiplied one by one."""
+    return kernel.kernel == 3 and kernel.left <= kernel.kernel - kernel.stride and target.machine != "riscv64"
 
 
 def of(kernel: Depthwise, target: Target, rows: int) -> DepthwiseBytes:

@@ -45,7 +45,7 @@ class _BFloat16(ir.Type):  # type: ignore[misc]
 _BF16 = _BFloat16()
 _ELEMENTS = {"f32": _F32, "bf16": _I16, "u8": _I8, "i32": _I32}
 _POINTER = ir.PointerType()
-_ROUNDS = ("x86_64", "aarch64")  # machines with an instruction for `Code.rounded`; others would call lrintf
+_ROUNDS = ("x86_64", "aarch64", "riscv64")  # machines with an instruction for `Code.rounded`; others would call lrintf
 _BITS_2_23 = 0x4B000000  # of the float 2^23
 _KERNEL = ir.FunctionType(ir.VoidType(), [_POINTER] * 4 + [_I64] * 2)
 
@@ -148,6 +148,10 @@ class Code:
         if in_word(numbers, self.target) == 4:
             return self._call(f"llvm.x86.avx512.vpdpbusd.{32 * self.lanes}", self._words, sums, inputs, weights)
         return self.builder.add(sums, self._pairs(inputs, weights))
+
+    def products_written_out(self, numbers: str) -> bool:
+        """Whether a word's products are several instructions each already, so that there is no loop to be unrolled."""
+        return numbers == "u8" and self.target.machine == "riscv64"
 
     def _dot_compact(self, inputs: Value, weights: Value, sums: Value) -> Value:
         """Returns sums of 4 products of bytes without an instruction for that; products fit into 16 bits."""
