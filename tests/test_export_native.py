@@ -191,7 +191,7 @@ def test_wrong_arguments_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(targets.platform, "system", lambda: "Plan9")
     with pytest.raises(UsageError, match="nothing is compiled for Plan9"):
         export(small(), tmp_path / "m")
-    with pytest.raises(UsageError, match="weights: got 'outside', needed one of inside, beside"):
+    with pytest.raises(UsageError, match="weights: got 'outside', needed one of 'inside', 'beside'"):
         mobilenet.export(small(), tmp_path / "m.o", weights="outside")
     with pytest.raises(UsageError, match="symbol: got 'a b', needed small letters"):
         export(small(), tmp_path / "m", target="sse", symbol="a b")

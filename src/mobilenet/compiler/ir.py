@@ -161,23 +161,25 @@ class Code:
             x, w, sums = (b.bitcast(value, _I32) for value in (inputs, weights, sums))
             products = self._add_halves if machine == "armv7e-m" else self._add_products
             return b.bitcast(products(x, w, sums), self._words)
-        halves, names = ir.VectorType(_I16, 2 * self.lanes), {"armv7l": "arm.neon.vpaddls", "aarch64": "aarch64.neon.saddlp"}
+        halves = ir.VectorType(_I16, 2 * self.lanes)
+        sums_of_pairs = {"armv7l": "llvm.arm.neon.vpaddls", "aarch64": "llvm.aarch64.neon.saddlp"}.get(machine)
         eight, low = (ir.Constant(halves, [value] * 2 * self.lanes) for value in (8, 255))
         x, w = b.bitcast(inputs, halves), b.bitcast(weights, halves)
         for pair in ((b.and_(x, low), b.ashr(b.shl(w, eight), eight)), (b.lshr(x, eight), b.ashr(w, eight))):
-            if machine in names:
-                found = self._call(f"llvm.{names[machine]}.v4i32.v8i16", self._words, b.mul(*pair))
+            if sums_of_pairs:
+                found = self._call(f"{sums_of_pairs}.v4i32.v8i16", self._words, b.mul(*pair))
             else:
                 found = self._pairs(*(b.bitcast(value, self._words) for value in pair))
             sums = b.add(sums, found)
         return sums
 
     def _add_halves(self, x: Value, w: Value, total: Value) -> Value:
-        """Returns total + products of a word's bytes 0 and 2, and 1 and 3, as Arm's instructions for audio have them."""
+        """Returns total + products of a word's bytes 0 and 2, then of 1 and 3: Arm's instructions take them so."""
         for turn in (0, 8):
-            x_, w_ = (self._call("llvm.fshr.i32", _I32, value, value, _i32(turn)) if turn else value for value in (x, w))
-            bytes_ = self.builder.and_(x_, _i32(0x00FF00FF)), self._call("llvm.arm.sxtb16", _I32, w_)
-            total = self._call("llvm.arm.smlad", _I32, *bytes_, total)
+            if turn:
+                x, w = (self._call("llvm.fshr.i32", _I32, value, value, _i32(turn)) for value in (x, w))
+            pairs = self.builder.and_(x, _i32(0x00FF00FF)), self._call("llvm.arm.sxtb16", _I32, w)
+            total = self._call("llvm.arm.smlad", _I32, *pairs, total)
         return total
 
     def _add_products(self, x: Value, w: Value, total: Value) -> Value:

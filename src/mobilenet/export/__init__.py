@@ -64,7 +64,9 @@ _BOTH = ("f32", "int8")
 FORMATS: dict[str, Format] = {
     "onnx": Format("ONNX Runtime, OpenVINO", (".onnx",), ("pixels", "softmax", "check"), "checked.write_onnx", _BOTH),
     "tflite": Format("LiteRT (TensorFlow Lite)", (".tflite",), ("softmax", "check"), "checked.write_tflite", _BOTH),
-    "native": Format("C programs, browsers", (".o", ".so", ".wasm"), ("target", "symbol", "weights"), "native.export", _BOTH),
+    "native": Format(
+        "C programs, browsers", (".o", ".so", ".wasm"), ("target", "symbol", "weights", "check"), "native.export", _BOTH
+    ),
 }
 _LIBRARY = "library.write"
 FORMATS |= {name: Format(known.title, (), (), _LIBRARY) for name, known in LIBRARIES.items()}

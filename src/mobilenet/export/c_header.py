@@ -29,8 +29,9 @@ def header(model: Model, plan: Plan, symbol: str, made_for: str, beside: bool = 
    Input: {height} rows from the top, each of {width} pixels, each of {channels} bytes{colours(channels)}, 0 to 255.
    From a photo: {way(model.preprocessing)}. Scaling to the network's numbers is part of the function.
    Output: {outputs} floats, {meaning(model)}.
-   Scratch: memory for the run alone, of any content, aligned to {ALIGNMENT} bytes.{weights} The function allocates nothing,
-   calls nothing, keeps nothing: it may run in several threads at once, each with scratch memory of its own. */
+   Scratch: memory for the run alone, of any content, aligned to {ALIGNMENT} bytes.{weights}
+   The function allocates nothing, calls nothing, keeps nothing: it may run in several threads at once, each with
+   scratch memory of its own. */
 #ifndef {capitals}_H
 #define {capitals}_H
 
