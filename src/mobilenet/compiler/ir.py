@@ -20,6 +20,7 @@ from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
 
+from . import substitutes
 from .kernel import SIZES, four_order, in_word
 from .targets import Target
 
@@ -45,8 +46,6 @@ class _BFloat16(ir.Type):  # type: ignore[misc]
 _BF16 = _BFloat16()
 _ELEMENTS = {"f32": _F32, "bf16": _I16, "u8": _I8, "i32": _I32}
 _POINTER = ir.PointerType()
-_ROUNDS = ("x86_64", "aarch64", "riscv64")  # machines with an instruction for `Code.rounded`; others would call lrintf
-_BITS_2_23 = 0x4B000000  # of the float 2^23
 _KERNEL = ir.FunctionType(ir.VoidType(), [_POINTER] * 4 + [_I64] * 2)
 
 
@@ -144,7 +143,7 @@ class Code:
         if numbers == "bf16":
             return self._dot_bf16(inputs, weights, sums)
         if self.target.compact:
-            return self._dot_compact(inputs, weights, sums)
+            return substitutes.dot(self, inputs, weights, sums)
         if in_word(numbers, self.target) == 4:
             return self._call(f"llvm.x86.avx512.vpdpbusd.{32 * self.lanes}", self._words, sums, inputs, weights)
         return self.builder.add(sums, self._pairs(inputs, weights))
@@ -152,42 +151,6 @@ class Code:
     def products_written_out(self, numbers: str) -> bool:
         """Whether a word's products are several instructions each already, so that there is no loop to be unrolled."""
         return numbers == "u8" and self.target.machine == "riscv64"
-
-    def _dot_compact(self, inputs: Value, weights: Value, sums: Value) -> Value:
-        """Returns sums of 4 products of bytes without an instruction for that; products fit into 16 bits."""
-        b, machine = self.builder, self.target.machine
-        if self.lanes == 1:
-            # As plain words: LLVM 22 forgets, on RISC-V, to extend the sign of a byte of a vector of one word.
-            x, w, sums = (b.bitcast(value, _I32) for value in (inputs, weights, sums))
-            products = self._add_halves if machine == "armv7e-m" else self._add_products
-            return b.bitcast(products(x, w, sums), self._words)
-        halves = ir.VectorType(_I16, 2 * self.lanes)
-        sums_of_pairs = {"armv7l": "llvm.arm.neon.vpaddls", "aarch64": "llvm.aarch64.neon.saddlp"}.get(machine)
-        eight, low = (ir.Constant(halves, [value] * 2 * self.lanes) for value in (8, 255))
-        x, w = b.bitcast(inputs, halves), b.bitcast(weights, halves)
-        for pair in ((b.and_(x, low), b.ashr(b.shl(w, eight), eight)), (b.lshr(x, eight), b.ashr(w, eight))):
-            if sums_of_pairs:
-                found = self._call(f"{sums_of_pairs}.v4i32.v8i16", self._words, b.mul(*pair))
-            else:
-                found = self._pairs(*(b.bitcast(value, self._words) for value in pair))
-            sums = b.add(sums, found)
-        return sums
-
-    def _add_halves(self, x: Value, w: Value, total: Value) -> Value:
-        """Returns total + products of a word's bytes 0 and 2, then of 1 and 3: Arm's instructions take them so."""
-        for turn in (0, 8):
-            if turn:
-                x, w = (self._call("llvm.fshr.i32", _I32, value, value, _i32(turn)) for value in (x, w))
-            pairs = self.builder.and_(x, _i32(0x00FF00FF)), self._call("llvm.arm.sxtb16", _I32, w)
-            total = self._call("llvm.arm.smlad", _I32, *pairs, total)
-        return total
-
-    def _add_products(self, x: Value, w: Value, total: Value) -> Value:
-        b = self.builder
-        for shift in (0, 8, 16, 24):
-            left = b.and_(b.lshr(x, _i32(shift)), _i32(255))
-            total = b.add(total, b.mul(left, b.ashr(b.shl(w, _i32(24 - shift)), _i32(24))))
-        return total
 
     def _pairs(self, x: Value, w: Value) -> Value:
         """Returns the sums of two products each, of the halves of words."""
@@ -285,13 +248,9 @@ class Code:
 
         They must fit; those beyond ±2^22, which no byte comes from, may become others beyond it.
         """
-        if self.target.machine in _ROUNDS:
-            return self._call(f"llvm.lrint.v{self.lanes}i32.v{self.lanes}f32", self._words, x)
-        # From 2^23 to 2^24 floats are the whole numbers, so that adding 1.5 · 2^23 rounds to one, whose bits count up
-        # from those of 2^23. Below that the sum's bits are still less, but for negative sums may be so by too much.
-        bits = self.bits(self.builder.fadd(x, self.constant(1.5 * 2**23)))
-        least = self._call(f"llvm.smax.v{self.lanes}i32", self._words, bits, self.whole_numbers(_BITS_2_23))
-        return self.builder.sub(least, self.whole_numbers(_BITS_2_23 + (1 << 22)))
+        if self.target.machine in substitutes.NO_ROUNDING:
+            return substitutes.rounded(self, x)
+        return self._call(f"llvm.lrint.v{self.lanes}i32.v{self.lanes}f32", self._words, x)
 
     def plus(self, x: Value, y: Value) -> Value:
         """Returns the sum of whole numbers."""
@@ -588,10 +547,6 @@ class Pointer:
         """Asks for the cache line here to be in L2 soon; any address will do."""
         read, level, data = (ir.Constant(_I32, n) for n in (0, 2, 1))
         self.code._call("llvm.prefetch.p0", ir.VoidType(), self.value, read, level, data)
-
-
-def _i32(value: int) -> Value:
-    return ir.Constant(_I32, value)
 
 
 def _i64(value: Index) -> Value:
