@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from .ir import Code, Value
 
 _I32, _I16 = ir.IntType(32), ir.IntType(16)
-_SUMS_OF_PAIRS = {"armv7l": "llvm.arm.neon.vpaddls", "aarch64": "llvm.aarch64.neon.saddlp"}
 
 NO_ROUNDING = ("armv7l", "armv7e-m", "wasm32")  # machines on which LLVM calls lrintf
 _BITS_2_23 = 0x4B000000  # of the float 2^23
@@ -43,11 +42,12 @@ def dot(code: "Code", inputs: "Value", weights: "Value", sums: "Value") -> "Valu
     eight, low = (ir.Constant(halves, [value] * 2 * code.lanes) for value in (8, 255))
     x, w = b.bitcast(inputs, halves), b.bitcast(weights, halves)
     for pair in ((b.and_(x, low), b.ashr(b.shl(w, eight), eight)), (b.lshr(x, eight), b.ashr(w, eight))):
-        if machine in _SUMS_OF_PAIRS:
-            found = code._call(f"{_SUMS_OF_PAIRS[machine]}.v4i32.v8i16", words, b.mul(*pair))
+        if machine == "armv7l":
+            sums = code._call("llvm.arm.neon.vpadals.v4i32.v8i16", words, sums, b.mul(*pair))
+        elif machine == "aarch64":
+            sums = b.add(sums, code._call("llvm.aarch64.neon.saddlp.v4i32.v8i16", words, b.mul(*pair)))
         else:
-            found = code._pairs(*(b.bitcast(value, words) for value in pair))
-        sums = b.add(sums, found)
+            sums = b.add(sums, code._pairs(*(b.bitcast(value, words) for value in pair)))
     return sums
 
 

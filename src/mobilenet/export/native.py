@@ -54,8 +54,8 @@ _MADE_FOR = {
 _EPSILON = float(np.finfo(np.float32).eps)
 _LITTLE = range(10, 20)  # powers of two, of the bytes that a fused block may keep, that are tried for the least memory
 # What a kernel can hold at a time of whole numbers, where that is not what `Target.registers` says of floats. Bytes of
-# code executed for a multiply-add of int8 V1 0.25 at 64: Cortex-M with 7, 9, 12, 14 of them 8.7, 8.9, 8.1, 8.4; RISC-V
-# with 9, 12, 15, 18 16.4, 14.2, 14.7, 15.3.
+# code executed for a multiply-add of V1 0.25 at 64: Cortex-M with 7, 9, 12, 14 of them 8.7, 8.9, 8.1, 8.4; RISC-V with
+# 9, 12, 15, 18 of them 16.4, 14.2, 14.7, 15.3.
 _WHOLE_REGISTERS = {"cortex-m": 12, "riscv64": 12}
 
 
