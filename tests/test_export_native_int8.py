@@ -156,6 +156,15 @@ def test_the_widest_instructions_for_bytes_are_taken_by_int8_alone(monkeypatch: 
         native._target("amx", "int8")
 
 
+def test_without_a_check_nothing_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "program", lambda *_: (tmp_path / "x").read_bytes())
+    monkeypatch.setattr(native, "runner", lambda _: pytest.fail("it was run"))
+    (tmp_path / "x").write_bytes(build.compile_text("define void @mobilenet_run() { ret void }", TARGETS["sse"]))
+    found = mobilenet.export(small(), tmp_path / "m.o", target="sse", check=False)
+    assert found.difference is None
+    assert found.checked == "not checked: it was not run"
+
+
 # ------------------------------------------------------------------------------------------------------------ checks
 
 
