@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import mobilenet
+from c_programs import BOARDS, LINUX, needs_zig, run_on_board, run_on_linux, zig
 from compiler_tools import EPSILON
 from members import DEEP, random_members
 from mobilenet import reference
@@ -25,15 +26,13 @@ from mobilenet.compiler.emulator import Emulator
 from mobilenet.compiler.targets import DEVICES, TARGETS
 from mobilenet.cost import cost
 from mobilenet.errors import GateError, MobileNetError, UsageError
-from mobilenet.export import native, wasm
+from mobilenet.export import native, native_run, wasm
 from mobilenet.export.c_header import header, quoted
 from mobilenet.export.native import ExportedCode, export
 from mobilenet.model import Model, create
 from small_members import random_tensors
 
-PROGRAMS = Path(__file__).parent / "programs"
 UNICORN = importlib.util.find_spec("unicorn") is not None
-ZIG = importlib.util.find_spec("ziglang") is not None
 LABELS = ('"quoted" \\', "??/ trigraph", "naïve 猫")
 
 
@@ -114,51 +113,21 @@ def test_features_come_without_the_channels_between(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------- C programs, QEMU
 
 
-def zig(*arguments: str | Path) -> None:
-    command = [sys.executable, "-m", "ziglang", "cc", "-Wall", "-Wextra", "-Werror", "-O1", "-s", "-nostdlib"]
-    done = subprocess.run([*command, "-ffreestanding", *map(str, arguments)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+@needs_zig
+@pytest.mark.parametrize("target", LINUX)
+def test_linked_into_a_c_program(target: str, tmp_path: Path, folder_of: Callable[[str], Path]) -> None:
+    pixels = pixels_of(small())
+    check(small(), pixels, run_on_linux(target, folder_of(target), tmp_path / "run", pixels))
 
 
-@pytest.mark.skipif(not ZIG, reason="needs ziglang, a C compiler and linker for every processor")
-@pytest.mark.parametrize(
-    ("target", "triple", "emulator"),
-    [
-        ("sse", "x86_64-linux-none", None),
-        ("aarch64", "aarch64-linux-none", "qemu-aarch64"),
-        ("android-aarch64", "aarch64-linux-none", "qemu-aarch64"),
-        ("armv7", "arm-linux-none", "qemu-arm"),
-        ("riscv64", "riscv64-linux-none", "qemu-riscv64"),
-    ],
-)
-def test_linked_into_a_c_program(
-    target: str, triple: str, emulator: str | None, tmp_path: Path, folder_of: Callable[[str], Path]
-) -> None:
-    command = [found for name in (emulator, f"{emulator}-static") if name and (found := shutil.which(name))][:1]
-    if emulator and not command:
-        pytest.skip(f"needs {emulator}")
-    model, folder, program = small(), folder_of(target), tmp_path / "run"
-    zig("-target", triple, "-static", f"-I{folder}", PROGRAMS / "run.c", folder / "model.o", "-o", program)
-    pixels = pixels_of(model)
-    done = subprocess.run([*command, str(program)], input=pixels.tobytes(), capture_output=True, check=True)
-    check(model, pixels, np.frombuffer(done.stdout, np.float32))
+@needs_zig
+@pytest.mark.parametrize("board", BOARDS)
+def test_on_a_microcontroller(board: str, tmp_path: Path, folder_of: Callable[[str], Path]) -> None:
+    pixels = pixels_of(small())
+    check(small(), pixels, run_on_board(board, folder_of("cortex-m"), tmp_path, pixels))
 
 
-@pytest.mark.skipif(not ZIG or not shutil.which("qemu-system-arm"), reason="needs ziglang and qemu-system-arm")
-@pytest.mark.parametrize(("board", "cpu"), [("mps2-an386", "cortex_m4"), ("mps2-an500", "cortex_m7")])
-def test_on_a_microcontroller(board: str, cpu: str, tmp_path: Path, folder_of: Callable[[str], Path]) -> None:
-    model, folder = small(), folder_of("cortex-m")
-    program, script = tmp_path / "run", PROGRAMS / "cortex_m.ld"
-    sources = PROGRAMS / "cortex_m.c", folder / "model.o"
-    zig("-target", "thumb-freestanding-eabihf", f"-mcpu={cpu}", f"-I{folder}", *sources, "-T", script, "-o", program)
-    pixels = pixels_of(model)
-    (tmp_path / "pixels").write_bytes(pixels.tobytes())
-    command = ["qemu-system-arm", "-M", board, "-display", "none", "-monitor", "none", "-serial", "none"]
-    subprocess.run([*command, "-semihosting", "-kernel", str(program)], cwd=tmp_path, check=True, timeout=60)
-    check(model, pixels, np.fromfile(tmp_path / "output", np.float32))
-
-
-@pytest.mark.skipif(not ZIG, reason="needs ziglang, a C compiler")
+@needs_zig
 def test_labels_in_the_header_are_the_labels(tmp_path: Path, folder_of: Callable[[str], Path]) -> None:
     source = (
         '#define MOBILENET_LABELS\n#include "model.h"\n'
@@ -222,10 +191,8 @@ def test_wrong_arguments_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(targets.platform, "system", lambda: "Plan9")
     with pytest.raises(UsageError, match="nothing is compiled for Plan9"):
         export(small(), tmp_path / "m")
-    quantised = small()
-    quantised.precision = "int8"
-    with pytest.raises(UsageError, match="native: the model is int8, needed is f32"):
-        mobilenet.export(quantised, tmp_path / "m.o")
+    with pytest.raises(UsageError, match="weights: got 'outside', needed one of 'inside', 'beside'"):
+        mobilenet.export(small(), tmp_path / "m.o", weights="outside")
     with pytest.raises(UsageError, match="symbol: got 'a b', needed small letters"):
         export(small(), tmp_path / "m", target="sse", symbol="a b")
 
@@ -237,7 +204,7 @@ def test_code_that_differs_is_not_written(
     if not can_run(target):
         pytest.skip("what runs it is not installed")
     whole = (folder_of(target) / ("model.wasm" if target == "wasm" else "model.o")).read_bytes()
-    weights = native._packed(small(), native._plan(small(), native._target(target)))
+    weights = native._packed(small(), native._plan(small(), native._target(target, "f32")))
     damaged = np.frombuffer(weights, np.float32).copy()
     damaged[len(damaged) // 2 :] *= 1.001
     assert weights in whole
@@ -255,7 +222,7 @@ def test_code_that_can_not_be_run_is_written_and_told(
     target: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder_of: Callable[[str], Path]
 ) -> None:
     monkeypatch.setitem(sys.modules, "unicorn", None)
-    monkeypatch.setattr(native.shutil, "which", lambda name: None)
+    monkeypatch.setattr(native_run.shutil, "which", lambda name: None)
     whole = (folder_of(target) / ("model.wasm" if target == "wasm" else "model.o")).read_bytes()
     monkeypatch.setattr(build, "program", lambda *_: whole)
     monkeypatch.setattr(wasm, "module", lambda data, *_: data)

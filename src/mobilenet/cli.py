@@ -376,15 +376,17 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     targets = "host, aarch64, android-aarch64, armv7, cortex-m, riscv64, wasm, …"
     parser.add_argument("--target", default=absent, help=f"native: what it is for, {targets}")
     parser.add_argument("--symbol", default=absent, help="native: with which the C names begin (default mobilenet)")
+    parser.add_argument(
+        "--weights", choices=("inside", "beside"), default=absent, help="native: in the code, or in a file beside it"
+    )
 
 
 def _export(args: Arguments) -> int:
     from .export import export
     from .model import load
 
-    options = {
-        name: getattr(args, name) for name in ("pixels", "softmax", "check", "target", "symbol") if hasattr(args, name)
-    }
+    names = ("pixels", "softmax", "check", "target", "symbol", "weights")
+    options = {name: getattr(args, name) for name in names if hasattr(args, name)}
     written = export(load(args.model), args.output, args.format, **options)
     _emit(args, written.to_dict(), str(written))
     return 0

@@ -7,6 +7,9 @@ enum { OPEN = 1, WRITE = 5, READ = 6, EXIT = 0x18, FINISHED = 0x20026 };
 static uint8_t input[MOBILENET_INPUT_BYTES];
 static float output[MOBILENET_OUTPUT_FLOATS];
 static _Alignas(MOBILENET_SCRATCH_ALIGNMENT) unsigned char scratch[MOBILENET_SCRATCH_BYTES];
+#ifdef MOBILENET_WEIGHTS_BYTES
+static _Alignas(MOBILENET_WEIGHTS_ALIGNMENT) unsigned char weights[MOBILENET_WEIGHTS_BYTES];
+#endif
 
 static int host(int operation, const void *arguments) {
     register int r0 __asm__("r0") = operation;
@@ -26,7 +29,12 @@ void reset(void) {
     __asm__ volatile("dsb\n isb");
     for (unsigned i = 0; i < sizeof scratch; i++) scratch[i] = 255; /* NaN */
     transfer(READ, "pixels", 6, 1, input, sizeof input);
+#ifdef MOBILENET_WEIGHTS_BYTES
+    transfer(READ, "weights", 7, 1, weights, sizeof weights);
+    mobilenet_run(input, output, scratch, weights);
+#else
     mobilenet_run(input, output, scratch);
+#endif
     transfer(WRITE, "output", 6, 5, output, sizeof output);
     host(EXIT, (const void *)FINISHED);
     for (;;) {}

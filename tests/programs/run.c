@@ -1,9 +1,17 @@
-/* Runs the model on the pixels of stdin and writes its outputs to stdout, with nothing but Linux: no C library. */
+/* Runs the model on the pixels of stdin, which come behind the weights if these are not inside, and writes its
+   outputs to stdout, with nothing but Linux: no C library. */
 #include "model.h"
 
 static uint8_t input[MOBILENET_INPUT_BYTES];
 static float output[MOBILENET_OUTPUT_FLOATS];
 static _Alignas(MOBILENET_SCRATCH_ALIGNMENT) unsigned char scratch[MOBILENET_SCRATCH_BYTES];
+
+#ifdef MOBILENET_WEIGHTS_BYTES
+static _Alignas(MOBILENET_WEIGHTS_ALIGNMENT) unsigned char weights[MOBILENET_WEIGHTS_BYTES];
+#define RUN(input, output, scratch) mobilenet_run(input, output, scratch, weights)
+#else
+#define RUN mobilenet_run
+#endif
 
 #if defined(__x86_64__)
 enum { READ = 0, WRITE = 1, EXIT = 60 };
@@ -42,12 +50,19 @@ static long call(long number, long first, void *second, long third) {
 }
 #endif
 
-START void _start(void) {
-    for (unsigned long done = 0, more; done < sizeof input; done += more) {
-        more = call(READ, 0, input + done, sizeof input - done);
-        if (more == 0 || more > sizeof input) call(EXIT, 2, 0, 0);
+static void receive(unsigned char *data, unsigned long size) {
+    for (unsigned long done = 0, more; done < size; done += more) {
+        more = call(READ, 0, data + done, size - done);
+        if (more == 0 || more > size) call(EXIT, 2, 0, 0);
     }
+}
+
+START void _start(void) {
+#ifdef MOBILENET_WEIGHTS_BYTES
+    receive(weights, sizeof weights);
+#endif
+    receive(input, sizeof input);
     for (unsigned long i = 0; i < sizeof scratch; i++) scratch[i] = 255; /* NaN */
-    mobilenet_run(input, output, scratch);
+    RUN(input, output, scratch);
     call(EXIT, call(WRITE, 1, output, sizeof output) == sizeof output ? 0 : 3, 0, 0);
 }

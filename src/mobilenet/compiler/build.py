@@ -1,7 +1,7 @@
 """From kernels to machine code: writes each one's LLVM module, compiles them over all processors, links the objects.
 
-The only module, with `ir`, that needs llvmlite. LLVM here holds one lock for a whole process, so the work is spread
-over processes: `python -m mobilenet.compiler.build` is such a worker.
+The only module, with `ir` and `substitutes`, that needs llvmlite. LLVM here holds one lock for a whole process, so the
+work is spread over processes: `python -m mobilenet.compiler.build` is such a worker.
 """
 
 import contextlib
@@ -116,11 +116,11 @@ def compile_text(text: str, target: Target) -> bytes:
     return bytes(machine.emit_object(_optimised(text, machine)))
 
 
-def program(plan: Plan, weights: bytes, symbol: str) -> bytes:
-    """Returns one object file of a plan: the function `symbol` of `driver.program`, all kernels, the weights."""
+def program(plan: Plan, weights: bytes | None, symbol: str, last: tuple[float, float]) -> bytes:
+    """Returns one object file of a plan: the function of `driver.program`, all kernels, and the weights if given."""
     machine = _machine(plan.target)
     names = {kernel: f"{symbol}_{n}" for n, kernel in enumerate(dict.fromkeys(s.kernel for s in plan.parts[0] if s))}
-    whole = _optimised(driver.program(plan, weights, symbol, names), machine)
+    whole = _optimised(driver.program(plan, weights, symbol, names, last), machine)
     for kernel, name in names.items():
         whole.link_in(_optimised(module(kernel, plan.target, name), machine))
         whole.get_function(name).linkage = "internal"

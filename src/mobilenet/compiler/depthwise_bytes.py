@@ -141,15 +141,15 @@ def _highest(stride: int) -> int:
     return 2 if stride == 1 else 1
 
 
-def fits(kernel: Depthwise) -> bool:
-    """Whether a layer can be done this way."""
-    return kernel.kernel == 3 and kernel.left <= kernel.kernel - kernel.stride
+def fits(kernel: Depthwise, target: Target) -> bool:
+    """Whether a layer can be done this way; there is no use in it where bytes are multiplied one by one."""
+    return kernel.kernel == 3 and kernel.left <= kernel.kernel - kernel.stride and target.machine != "riscv64"
 
 
 def of(kernel: Depthwise, target: Target, rows: int) -> DepthwiseBytes:
     """Returns the kernel that does what `kernel` does; `rows` is the least number of them that a call has."""
     facts = {name: getattr(kernel, name) for name in kernel.__dataclass_fields__}
-    chunk = max(size for size in (64, 32, 16) if size <= min(kernel.channels, 4 * target.lanes))
+    chunk = max(size for size in (64, 32, 16, 4) if size <= min(kernel.channels, 4 * target.lanes))
     high = min(_highest(kernel.stride), rows)
     return DepthwiseBytes(**facts | {"high": high, "wide": 1}, chunk=chunk, words=_ROWS // in_word("u8", target))
 

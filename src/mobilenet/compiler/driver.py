@@ -3,6 +3,7 @@
 A table has a row for each call: the kernel's address, its four pointers, its two whole numbers.
 """
 
+import struct
 from collections.abc import Mapping
 
 from .kernel import Kernel
@@ -160,15 +161,23 @@ define void @{MARK}(ptr %place, ptr %p1, ptr %p2, ptr %p3, i64 %i1, i64 %i2) nou
 """
 
 
-def program(plan: Plan, weights: bytes, symbol: str, names: Mapping[Kernel, str]) -> str:
+def program(
+    plan: Plan, weights: bytes | None, symbol: str, names: Mapping[Kernel, str], last: tuple[float, float] = (1.0, 0.0)
+) -> str:
     """Returns `void symbol(input, output, scratch)`, which makes a plan's calls for one thread, and the plan's weights.
 
     The input is uint8 pixels, the output the last layer's floats, without channels that are stored beyond them, and
-    scratch `plan.arena` bytes of any content. `names` are the kernels' functions, which are defined elsewhere.
+    scratch `plan.arena` bytes of any content.
+
+    Args:
+        weights: None to have their address as a fourth argument instead.
+        names: the kernels' functions, which are defined elsewhere.
+        last: scale and zero point of the last layer's bytes, where it has them.
     """
     word = f"i{plan.target.bits}"
-    regions = {"arena": "%scratch", "weights": f"@{symbol}_weights", "pixels": "%input"}
-    lines = [line for offset, size in plan.zeroed for line in _zeros(word, offset, -(-size // ALIGNMENT))]
+    regions = {"arena": "%scratch", "weights": f"@{symbol}_weights" if weights else "%weights", "pixels": "%input"}
+    patterns = {fill.offset: fill.pattern for fill in plan.fills}
+    lines = [line for begin, size in plan.zeroed for line in _filled(word, begin, size, patterns.get(begin, (0,)))]
     for number, step in enumerate(step for step in plan.parts[0] if step):
         places: list[str] = []
         for place in (step.out, step.source, step.parameters, step.extra):
@@ -176,14 +185,18 @@ def program(plan: Plan, weights: bytes, symbol: str, names: Mapping[Kernel, str]
             lines.append(f"{places[-1]} = getelementptr i8, ptr {regions[place.region]}, {word} {place.offset}")
         pointers = ", ".join(f"ptr {place}" for place in places)
         lines.append(f"call void @{names[step.kernel]}({pointers}, {word} {step.begin}, {word} {step.end})")
-    lines += _copy(word, plan)
+    lines += _copy(word, plan, last)
     body = "\n  ".join(lines)
     kernels = "\n".join(f"declare void @{name}(ptr, ptr, ptr, ptr, {word}, {word})" for name in names.values())
+    parameter, constant = f", ptr noalias align {ALIGNMENT} %weights", ""
+    if weights:
+        kind, parameter = f"[{len(weights)} x i8]", ""
+        constant = f'@{symbol}_weights = internal constant {kind} c"\\{weights.hex(chr(92))}", align {ALIGNMENT}'
     return f"""
 target triple = "{plan.target.triple}"
-@{symbol}_weights = internal constant [{len(weights)} x i8] c"\\{weights.hex(chr(92))}", align {ALIGNMENT}
+{constant}
 {kernels}
-define void @{symbol}(ptr noalias %input, ptr noalias %output, ptr noalias align {ALIGNMENT} %scratch)
+define void @{symbol}(ptr noalias %input, ptr noalias %output, ptr noalias align {ALIGNMENT} %scratch{parameter})
     nounwind "no-builtins" {{
 entry:
   {body}
@@ -192,39 +205,78 @@ entry:
 """
 
 
-def _zeros(word: str, offset: int, lines: int) -> list[str]:
-    """Returns the code that writes zeros to so many cache lines from an offset of the scratch memory on."""
+def _filled(word: str, begin: int, size: int, pattern: tuple[int, ...]) -> list[str]:
+    """Returns the code that writes a pattern again and again to the cache lines from a place in scratch memory on."""
+    pattern = pattern[:1] if len(set(pattern)) == 1 else pattern
+    repeated = bytes(pattern) * ALIGNMENT  # as many lines as the pattern has bytes
+    lines = [repeated[n : n + ALIGNMENT] for n in range(0, len(repeated), ALIGNMENT)]
+    rounds, rest = divmod(-(-size // ALIGNMENT), len(lines))
+
+    def stores(base: str, count: int) -> list[str]:
+        return [part for n in range(count) for part in _line(word, f"{base}.{n}", base, n * ALIGNMENT, lines[n])]
+
+    name = f"fill{begin}"
+    after = begin + rounds * len(repeated)
     return [
-        f"%z{offset} = getelementptr i8, ptr %scratch, {word} {offset}",
-        *_loop(
-            word,
-            f"zero{offset}",
-            lines,
-            f"%a{offset} = getelementptr [{ALIGNMENT} x i8], ptr %z{offset}, {word} %zero{offset}.i",
-            f"store <{ALIGNMENT // 4} x i32> zeroinitializer, ptr %a{offset}, align {ALIGNMENT}",
+        *_at(word, f"%{name}.all", "%scratch", begin),
+        *(
+            _loop(
+                word,
+                name,
+                rounds,
+                f"%{name}.at = getelementptr [{len(repeated)} x i8], ptr %{name}.all, {word} %{name}.i",
+                *stores(f"%{name}.at", len(lines)),
+            )
+            if rounds
+            else ()
         ),
+        *_at(word, f"%{name}.rest", "%scratch", after),
+        *stores(f"%{name}.rest", rest),
     ]
 
 
-def _copy(word: str, plan: Plan) -> list[str]:
+def _at(word: str, name: str, base: str, offset: int) -> list[str]:
+    return [f"{name} = getelementptr i8, ptr {base}, {word} {offset}"]
+
+
+def _line(word: str, name: str, base: str, offset: int, content: bytes) -> list[str]:
+    words = (int.from_bytes(content[n : n + 4], "little") for n in range(0, ALIGNMENT, 4))
+    values = ", ".join(f"i32 {value}" for value in words)
+    return [
+        *_at(word, name, base, offset),
+        f"store <{ALIGNMENT // 4} x i32> <{values}>, ptr {name}, align {ALIGNMENT}",
+    ]
+
+
+def _copy(word: str, plan: Plan, last: tuple[float, float]) -> list[str]:
     """Returns the code that writes the last layer's channels, each pixel's behind the one's before, to the output."""
     height, width, stored = plan.stored
     channels = plan.network.layers[-1].output.channels
+    kind = {"f32": "float", "u8": "i8"}[plan.numbers]
+    value = ["%value = load float, ptr %from.c"]
+    if kind == "i8":
+        scale, zero = (f"0x{struct.pack('>d', number).hex()}" for number in last)
+        value = [
+            "%byte = load i8, ptr %from.c",
+            "%whole = uitofp i8 %byte to float",
+            f"%centred = fsub float %whole, {zero}",
+            f"%value = fmul float %centred, {scale}",
+        ]
     return [
-        f"%result = getelementptr i8, ptr %scratch, {word} {plan.result}",
+        *_at(word, "%result", "%scratch", plan.result),
         *_loop(
             word,
             "pixel",
             height * width,
-            f"%from = getelementptr [{stored} x float], ptr %result, {word} %pixel.i",
+            f"%from = getelementptr [{stored} x {kind}], ptr %result, {word} %pixel.i",
             f"%to = getelementptr [{channels} x float], ptr %output, {word} %pixel.i",
             *_loop(
                 word,
                 "channel",
                 channels,
-                f"%from.c = getelementptr float, ptr %from, {word} %channel.i",
+                f"%from.c = getelementptr {kind}, ptr %from, {word} %channel.i",
                 f"%to.c = getelementptr float, ptr %to, {word} %channel.i",
-                "%value = load float, ptr %from.c",
+                *value,
                 "store float %value, ptr %to.c",
             ),
         ),

@@ -20,6 +20,7 @@ from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
 
+from . import substitutes
 from .kernel import SIZES, four_order, in_word
 from .targets import Target
 
@@ -141,9 +142,15 @@ class Code:
             return self.fma(inputs, weights, sums)
         if numbers == "bf16":
             return self._dot_bf16(inputs, weights, sums)
+        if self.target.compact:
+            return substitutes.dot(self, inputs, weights, sums)
         if in_word(numbers, self.target) == 4:
             return self._call(f"llvm.x86.avx512.vpdpbusd.{32 * self.lanes}", self._words, sums, inputs, weights)
         return self.builder.add(sums, self._pairs(inputs, weights))
+
+    def products_written_out(self, numbers: str) -> bool:
+        """Whether a word's products are several instructions each already, so that there is no loop to be unrolled."""
+        return numbers == "u8" and self.target.machine == "riscv64"
 
     def _pairs(self, x: Value, w: Value) -> Value:
         """Returns the sums of two products each, of the halves of words."""
@@ -152,6 +159,9 @@ class Code:
             pairs = ir.VectorType(_I16, 2 * self.lanes)
             name = {16: "avx512.pmaddw.d.512", 8: "avx2.pmadd.wd", 4: "sse2.pmadd.wd"}[self.lanes]
             return self._call(f"llvm.x86.{name}", self._words, b.bitcast(x, pairs), b.bitcast(w, pairs))
+        if self.target.machine == "wasm32":
+            pairs = ir.VectorType(_I16, 2 * self.lanes)
+            return self._call("llvm.wasm.dot", self._words, b.bitcast(x, pairs), b.bitcast(w, pairs))
         half = self.whole_numbers(16)
         high = b.mul(b.ashr(x, half), b.ashr(w, half))
         low = b.mul(b.ashr(b.shl(x, half), half), b.ashr(b.shl(w, half), half))
@@ -234,7 +244,12 @@ class Code:
         return self.builder.bitcast(x, self._words)
 
     def rounded(self, x: Value) -> Value:
-        """Returns floats as whole numbers, rounded to the nearest, to the even one of two; they must fit."""
+        """Returns floats as whole numbers, rounded to the nearest, to the even one of two.
+
+        They must fit; those beyond ±2^22, which no byte comes from, may become others beyond it.
+        """
+        if self.target.machine in substitutes.NO_ROUNDING:
+            return substitutes.rounded(self, x)
         return self._call(f"llvm.lrint.v{self.lanes}i32.v{self.lanes}f32", self._words, x)
 
     def plus(self, x: Value, y: Value) -> Value:

@@ -236,7 +236,7 @@ class _Lowering:
             across = layer.output.width, ending, self._zero(stage)[0], layer.name in self.integers.large
             down = layer.input.height, layer.input.width, ring, stored, layer.kernel, layer.stride, top, left
             found = Depthwise(numbers, *down, *across, high, wide)
-            if numbers == "u8" and depthwise_bytes.fits(found):
+            if numbers == "u8" and depthwise_bytes.fits(found, self.target):
                 return depthwise_bytes.of(found, self.target, min(counts))
             return found
         if layer.kind == "pointwise":

@@ -166,6 +166,8 @@ def tile(
     # have in common in more registers than there are, and takes 1.6 times as long.
     unroll = 3 if length % 3 == 0 and length % UNROLL else UNROLL
     numbers = segments[0].numbers
+    if code.products_written_out(numbers):
+        unroll = 1
     size = in_word(numbers, code.target)
     panel = panel.shaped(*panel.strides, numbers="f32" if numbers == "f32" else "i32")
     biases = panel.shaped(*panel.strides, numbers="i32" if numbers == "u8" else "f32")

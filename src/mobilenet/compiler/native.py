@@ -114,7 +114,7 @@ class NativeEngine(Runner):
         # One packing serves both plans: it does not depend on who computes which rows.
         scaling = model.preprocessing.mean, model.preprocessing.std
         weights = pack(self.plan, model.tensors if whole else Folded(model.network, model.tensors), *scaling)
-        decode = partial(_floats, self.plan.numbers, _last_scale(model))
+        decode = partial(_floats, self.plan.numbers, last_scale(model))
         self._alone = _Tapes(self.plan, code, weights, decode)
         self._together = _Tapes(together, code, weights, decode)
         arenas = self.plan.arena, together.arena
@@ -289,7 +289,7 @@ _KINDS: dict[str, Any] = {"f32": np.float32, "bf16": np.uint16, "u8": np.uint8}
 Decode = Callable[[NDArray[Any]], Floats]
 
 
-def _last_scale(model: "Model") -> tuple[float, float]:
+def last_scale(model: "Model") -> tuple[float, float]:
     """Returns scale and zero point of what the last layer stores, where those are bytes."""
     last = model.network.layers[-1]
     if model.precision != "int8" or last.kind == "dense":

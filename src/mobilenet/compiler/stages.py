@@ -78,7 +78,7 @@ def stages(network: Network, target: Target, precision: str) -> list[Stage]:
 
 def alignment(target: Target, precision: str) -> int:
     """Returns the channels that are stored together: a vector, and at least a word of 4 bytes of each pixel."""
-    return target.lanes if precision != "int8" else max(target.lanes, 16)
+    return target.lanes if precision != "int8" else min(4 * target.lanes, 16)
 
 
 def input_channels(layer: Layer, unit: int) -> int:

@@ -34,6 +34,8 @@ class Target:
             of bfloat16), "tiles" (products of whole matrices, AMX).
         abi: of LLVM, where there are several.
         bits: of an address.
+        compact: whether the weights of whole numbers are bytes that are widened when they are read, where the machine
+            can't sum products of 4 bytes; else they have 16 bits.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Target:
     words: frozenset[str] = frozenset()
     abi: str = ""
     bits: int = 64
+    compact: bool = False
 
 
 _V2 = frozenset({"sse4_1", "sse4_2", "ssse3", "popcnt", "cx16"})

@@ -64,7 +64,9 @@ _BOTH = ("f32", "int8")
 FORMATS: dict[str, Format] = {
     "onnx": Format("ONNX Runtime, OpenVINO", (".onnx",), ("pixels", "softmax", "check"), "checked.write_onnx", _BOTH),
     "tflite": Format("LiteRT (TensorFlow Lite)", (".tflite",), ("softmax", "check"), "checked.write_tflite", _BOTH),
-    "native": Format("C programs, browsers", (".o", ".so", ".wasm"), ("target", "symbol"), "native.export"),
+    "native": Format(
+        "C programs, browsers", (".o", ".so", ".wasm"), ("target", "symbol", "weights", "check"), "native.export", _BOTH
+    ),
 }
 _LIBRARY = "library.write"
 FORMATS |= {name: Format(known.title, (), (), _LIBRARY) for name, known in LIBRARIES.items()}
@@ -79,7 +81,7 @@ def export(model: Model, path: str | os.PathLike[str], format: str | None = None
         options: `pixels` (onnx): the input is the photo's uint8 [N, height, width, channels], scaled in the graph;
             an int8 model's is uint8 anyway, and without `pixels` [N, channels, height, width]; `softmax`: the outputs
             are probabilities; `check=False` leaves out running the file; `target` (native): one of `native.NAMES`;
-            `symbol` (native): with which the C names begin.
+            `symbol` (native): with which the C names begin; `weights` (native): "inside" the code or "beside" it.
 
     Raises:
         UsageError: names the format or option that is unknown.

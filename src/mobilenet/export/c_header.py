@@ -7,19 +7,31 @@ from ..model import Model
 from ..photos.preprocessing import Preprocessing
 
 
-def header(model: Model, plan: Plan, symbol: str, made_for: str) -> str:
-    """Returns the header; names begin with `symbol`, constants with that in capitals."""
+def header(model: Model, plan: Plan, symbol: str, made_for: str, beside: bool = False) -> str:
+    """Returns the header; names begin with `symbol`, constants with that in capitals.
+
+    With the weights beside the code, their address is an argument.
+    """
     height, width, channels = model.network.input
     capitals = symbol.upper()
     outputs = output_floats(plan)
+    weights, constants, argument = "", "", ""
+    if beside:
+        weights = f"""
+   Weights: what the file beside this one has, anywhere in memory that can be read, aligned to {ALIGNMENT} bytes."""
+        constants = f"""
+#define {capitals}_WEIGHTS_BYTES {plan.weights}
+#define {capitals}_WEIGHTS_ALIGNMENT {ALIGNMENT}"""
+        argument = ", const void *weights"
     text = f"""\
-/* {model.network}, float32, for {made_for}; made by mobilenet {__version__}.
+/* {model.network}, {numbers(model)}, for {made_for}; made by mobilenet {__version__}.
 
    Input: {height} rows from the top, each of {width} pixels, each of {channels} bytes{colours(channels)}, 0 to 255.
    From a photo: {way(model.preprocessing)}. Scaling to the network's numbers is part of the function.
    Output: {outputs} floats, {meaning(model)}.
-   Scratch: memory for the run alone, of any content, aligned to {ALIGNMENT} bytes. The function allocates nothing,
-   calls nothing, keeps nothing: it may run in several threads at once, each with scratch memory of its own. */
+   Scratch: memory for the run alone, of any content, aligned to {ALIGNMENT} bytes.{weights}
+   The function allocates nothing, calls nothing, keeps nothing: it may run in several threads at once, each with
+   scratch memory of its own. */
 #ifndef {capitals}_H
 #define {capitals}_H
 
@@ -31,13 +43,13 @@ def header(model: Model, plan: Plan, symbol: str, made_for: str) -> str:
 #define {capitals}_INPUT_BYTES {height * width * channels}
 #define {capitals}_OUTPUT_FLOATS {outputs}
 #define {capitals}_SCRATCH_BYTES {plan.arena}
-#define {capitals}_SCRATCH_ALIGNMENT {ALIGNMENT}
+#define {capitals}_SCRATCH_ALIGNMENT {ALIGNMENT}{constants}
 
 #ifdef __cplusplus
 extern "C" {{
 #endif
 
-void {symbol}_run(const uint8_t *input, float *output, void *scratch);
+void {symbol}_run(const uint8_t *input, float *output, void *scratch{argument});
 
 #ifdef __cplusplus
 }}
@@ -59,6 +71,11 @@ static const char *const {symbol}_labels[{capitals}_OUTPUT_FLOATS] = {{
 def output_floats(plan: Plan) -> int:
     """Returns the floats of the output."""
     return plan.stored.height * plan.stored.width * plan.network.layers[-1].output.channels
+
+
+def numbers(model: Model) -> str:
+    """Returns what the network computes with."""
+    return {"f32": "float32"}.get(model.precision, model.precision)
 
 
 def meaning(model: Model) -> str:

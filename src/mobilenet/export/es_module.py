@@ -7,7 +7,7 @@ from .. import __version__
 from ..compiler.lower import Plan
 from ..compiler.memory import ALIGNMENT
 from ..model import Model
-from .c_header import colours, meaning, output_floats, way
+from .c_header import colours, meaning, numbers, output_floats, way
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,23 @@ def _whole(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def loader(model: Model, plan: Plan, file: str) -> str:
-    """Returns the source of the ES module that loads `file`, which lies beside it."""
+def loader(model: Model, plan: Plan, file: str, weights: str | None = None) -> str:
+    """Returns the source of the ES module that loads `file`, which lies beside it, and `weights` if they do too."""
     height, width, channels = model.network.input
     places = layout(plan)
-    name = json.dumps(file)
+    arguments, remark, fetch, pointer = f"source = {_beside(file)}", "", "", ""
+    if weights:
+        arguments += f", weights = {_beside(weights)}"
+        remark = " `weights`: the same for the weights."
+        pointer = ", 0"
+        fetch = f"""
+  const packed = await bytes(weights);
+  if (packed.byteLength !== {plan.weights}) {{
+    throw new RangeError(`weights: got ${{packed.byteLength}} bytes, needed {plan.weights}`);
+  }}
+  new Uint8Array(memory.buffer).set(ArrayBuffer.isView(packed) ? packed : new Uint8Array(packed));"""
     return f"""\
-// {model.network}, float32, for WebAssembly with 128-bit SIMD; made by mobilenet {__version__}.
+// {model.network}, {numbers(model)}, for WebAssembly with 128-bit SIMD; made by mobilenet {__version__}.
 //
 //   const network = await load();
 //   const output = network.run(pixels);
@@ -53,10 +63,10 @@ export const labels = {json.dumps(list(model.labels))};
 
 const INPUT = {places.input}, OUTPUT = {places.output}, SCRATCH = {places.scratch};
 
-/** Loads the network. `source`: where the module is, or its bytes; by default {file} beside this file. */
-export async function load(source = new URL({name}, import.meta.url)) {{
+/** Loads the network. `source`: where the module is, or its bytes; by default {file} beside this file.{remark} */
+export async function load({arguments}) {{
   const {{ instance }} = await WebAssembly.instantiate(await bytes(source));
-  const {{ memory, run }} = instance.exports;
+  const {{ memory, run }} = instance.exports;{fetch}
   const input = new Uint8Array(memory.buffer, INPUT, height * width * channels);
   const output = new Float32Array(memory.buffer, OUTPUT, {output_floats(plan)});
   return {{
@@ -65,7 +75,7 @@ export async function load(source = new URL({name}, import.meta.url)) {{
         throw new RangeError(`pixels: got ${{pixels.length}} values, needed ${{input.length}}`);
       }}
       input.set(pixels);
-      run(INPUT, OUTPUT, SCRATCH);
+      run(INPUT, OUTPUT, SCRATCH{pointer});
       return output.slice();
     }},
   }};
@@ -81,3 +91,7 @@ async function bytes(source) {{
   return response.arrayBuffer();
 }}
 """  # noqa: E501
+
+
+def _beside(file: str) -> str:
+    return f"new URL({json.dumps(file)}, import.meta.url)"

@@ -1,42 +1,46 @@
 """A model as machine code: an object file, a shared library and a C header, or a WebAssembly module and its loader.
 
-The object has one function, `mobilenet_run(input, output, scratch)`, all kernels and the weights. It refers to nothing
-outside, so that any linker takes it into any program, with or without an operating system or a C library. The code is
-run, here or emulated, and compared with the reference before anything is written.
+The object has one function, `mobilenet_run(input, output, scratch)`, all kernels and the weights, or takes the weights'
+address too. It refers to nothing outside, so that any linker takes it into any program, with or without an operating
+system or a C library. The code is run, here or emulated, and compared with the reference before anything is written.
 """
 
-import ctypes
 import re
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .. import reference
+from .. import integer, reference
+from ..common.checks import choice
 from ..common.files import write_atomic
 from ..common.text import bytes_text
 from ..compiler import link
-from ..compiler.emulator import Emulator
 from ..compiler.lower import Plan, lower
-from ..compiler.pack import aligned, pack
+from ..compiler.native import integers, last_scale
+from ..compiler.pack import pack
 from ..compiler.targets import DEVICES, TARGETS, Target, choose, runnable
-from ..errors import GateError, MobileNetError, UsageError
+from ..errors import GateError, UsageError
 from ..model import Model
 from ..weights import fold
 from . import Exported, es_module, wasm
-from .c_header import header, output_floats
+from .c_header import header
+from .native_run import Code, Photos, Runner, runner
 from .shared_library import can_hold, shared_library
 
-_FLOATS = {"aarch64" if name == "neon" else name: target for name, target in TARGETS.items() if not target.words}
-NAMES = ("host", *DEVICES, *_FLOATS)
-"""What `export` takes as its target: of the engine's those that differ in what they do with floats."""
+# Tile registers are only for programs that have asked Linux for them, and what rounds floats to bfloat16 is not needed.
+_ENGINES = {
+    "aarch64" if name == "neon" else name: target
+    for name, target in TARGETS.items()
+    if not target.words & {"bf16", "tiles"}
+}
+NAMES = ("host", *DEVICES, *_ENGINES)
+"""What `export` takes as its target."""
+WEIGHTS = ("inside", "beside")
 
 _MADE_FOR = {
+    "avx512vnni": "x86-64 Linux with AVX-512 VNNI",
+    "avxvnni": "x86-64 Linux with AVX-VNNI",
     "avx512": "x86-64 Linux with AVX-512 (x86-64-v4)",
     "avx2": "x86-64 Linux with AVX2 and FMA (x86-64-v3)",
     "sse": "any x86-64 Linux",
@@ -48,10 +52,11 @@ _MADE_FOR = {
     "wasm": "WebAssembly with 128-bit SIMD",
 }
 _EPSILON = float(np.finfo(np.float32).eps)
-_LITTLE = range(12, 20)  # powers of two, of the bytes that a fused block may keep, that are tried for the least memory
-
-Floats = NDArray[np.float32]
-Runner = Callable[[NDArray[np.uint8]], Floats]
+_LITTLE = range(10, 20)  # powers of two, of the bytes that a fused block may keep, that are tried for the least memory
+# What a kernel can hold at a time of whole numbers, where that is not what `Target.registers` says of floats. Bytes of
+# code executed for a multiply-add of V1 0.25 at 64: Cortex-M with 7, 9, 12, 14 of them 8.7, 8.9, 8.1, 8.4; RISC-V with
+# 9, 12, 15, 18 of them 16.4, 14.2, 14.7, 15.3.
+_WHOLE_REGISTERS = {"cortex-m": 12, "riscv64": 12}
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class ExportedCode(Exported):
 
     Attributes:
         target: what it is for, in words.
-        weights, scratch: bytes; the weights are in the object or module.
+        weights, scratch: bytes; the weights are in the object or module, or in a file beside it.
     """
 
     target: str
@@ -71,7 +76,15 @@ class ExportedCode(Exported):
         return f"{super().__str__()}\nfor {self.target}; scratch memory {bytes_text(self.scratch)}"
 
 
-def export(model: Model, path: Path, *, target: str | None = None, symbol: str = "mobilenet") -> ExportedCode:
+def export(
+    model: Model,
+    path: Path,
+    *,
+    target: str | None = None,
+    symbol: str = "mobilenet",
+    weights: str = "inside",
+    check: bool = True,
+) -> ExportedCode:
     """Writes a model as machine code: PATH.o, PATH.h and, for Linux of 64 bits and Android, PATH.so; or PATH.wasm and
     PATH.mjs.
 
@@ -79,63 +92,83 @@ def export(model: Model, path: Path, *, target: str | None = None, symbol: str =
         path: without an ending; one that it has is dropped.
         target: one of `NAMES`; None for "wasm" if the path ends so, or else "host".
         symbol: with which the C names begin: `mobilenet` for mobilenet_run.
+        weights: "inside" the code, or "beside" it as PATH.weights, whose place in memory the function is told.
+        check: whether to run it before it is written.
 
     Raises:
-        UsageError: names the target or symbol and the rule.
+        UsageError: names the target, symbol or place of the weights and the rule.
         GateError: the code was run and its outputs differ from the reference; nothing was written.
         MobileNetError: llvmlite is missing, or a file can't be written.
     """  # fmt: skip
-    chosen = _target(target or ("wasm" if path.suffix == ".wasm" else "host"))
+    choice("weights", weights, WEIGHTS)
+    chosen = _target(target or ("wasm" if path.suffix == ".wasm" else "host"), model.precision)
     if not re.fullmatch("[a-z][a-z0-9_]{0,59}", symbol):
         raise UsageError(f"symbol: got {symbol[:80]!r}, needed small letters, digits and _, a letter first, at most 60")
-    plan = _plan(model, chosen)
+    plan, beside = _plan(model, chosen), weights == "beside"
+    packed = _packed(model, plan)
     from ..compiler import build  # only here is LLVM needed
 
-    data = build.program(plan, _packed(model, plan), f"{symbol}_run")
-    files = _files(model, plan, data, path.with_suffix(""), symbol)
-    checked, run = _runner(plan, f"{symbol}_run", files)
+    data = build.program(plan, None if beside else packed, f"{symbol}_run", last_scale(model))
+    files = _files(model, plan, data, path.with_suffix(""), symbol, beside)
+    files |= {f"{path.with_suffix('')}.weights": packed} if beside else {}
+    checked, run = "not checked: it was not run", None
+    if check:
+        checked, run = runner(Code(chosen, plan, f"{symbol}_run", files, packed if beside else None))
     difference = _check(model, run, checked) if run else None
-    checked += "" if difference is None else f": at most {difference:.2g} from the reference"
+    if difference is not None:
+        found = f"at most {difference:.2g} from the reference" if difference else "bit by bit the reference's outputs"
+        checked += f": {found}"
     for name, content in files.items():
         write_atomic(Path(name), content)
     sizes = {name: len(content) for name, content in files.items()}
-    return ExportedCode(sizes, "native", checked, difference, _MADE_FOR[chosen.name], plan.weights, plan.arena)
+    return ExportedCode(sizes, "native", checked, difference, _made_for(chosen), plan.weights, plan.arena)
 
 
-def _files(model: Model, plan: Plan, data: bytes, path: Path, symbol: str) -> dict[str, bytes]:
-    """Returns the files of LLVM's object file by their paths."""
+def _files(model: Model, plan: Plan, data: bytes, path: Path, symbol: str, beside: bool) -> dict[str, bytes]:
+    """Returns the files of LLVM's object file by their paths, but that of the weights."""
     function, target = f"{symbol}_run", plan.target
     if target.name == "wasm":
         module = wasm.module(data, function, es_module.layout(plan).size)
-        script = es_module.loader(model, plan, f"{path.name}.wasm")
+        script = es_module.loader(model, plan, f"{path.name}.wasm", f"{path.name}.weights" if beside else None)
         return {f"{path}.wasm": module, f"{path}.mjs": script.encode()}
-    files = {f"{path}.o": data, f"{path}.h": header(model, plan, symbol, _MADE_FOR[target.name]).encode()}
+    files = {f"{path}.o": data, f"{path}.h": header(model, plan, symbol, _made_for(target), beside).encode()}
     if can_hold(target.machine):
         image, (offset,) = link.link([(function, data)])
         files[f"{path}.so"] = shared_library(image, offset, function, f"{path.name}.so", target.machine)
     return files
 
 
-def _target(name: str) -> Target:
+def _target(name: str, precision: str) -> Target:
     if name not in NAMES:
         raise UsageError(f"target: got {name[:60]!r}, needed one of {', '.join(NAMES)}")
     if name == "host":
-        here = [target for target in runnable() if target in _FLOATS.values()]
+        # Floats gain nothing from instructions for bytes, and run on more machines without.
+        here = [target for target in runnable() if target in _ENGINES.values()]
+        here = [target for target in here if precision == "int8" or not target.words]
         return here[0] if here else choose()  # which says what this machine runs
-    return DEVICES[name] if name in DEVICES else _FLOATS[name]
+    return DEVICES[name] if name in DEVICES else _ENGINES[name]
+
+
+def _made_for(target: Target) -> str:
+    return _MADE_FOR.get(target.name) or f"{target.machine} Linux with {target.name}"
 
 
 def _plan(model: Model, target: Target) -> Plan:
     """Returns the plan of one thread; where memory is scarce the one that needs the least."""
-    if target.name != "cortex-m":
-        return lower(model.network, target)
-    plans = [lower(model.network, target, cache=1 << power) for power in _LITTLE]
+    facts = None
+    little = target.name == "cortex-m"
+    if model.precision == "int8":
+        registers = _WHOLE_REGISTERS.get(target.name, target.registers)
+        target = replace(target, compact=not target.words, registers=registers)
+        facts = integers(model.network, model.tensors)
+    caches = [1 << power for power in _LITTLE] if little else [None]
+    plans = [lower(model.network, target, precision=model.precision, integers=facts, cache=size) for size in caches]
     return min(plans, key=lambda plan: plan.arena)
 
 
 def _packed(model: Model, plan: Plan) -> bytes:
-    folded = fold(model.network, model.tensors)
-    return pack(plan, folded, model.preprocessing.mean, model.preprocessing.std).tobytes()
+    tensors = model.tensors if model.precision == "int8" else fold(model.network, model.tensors)
+    return pack(plan, tensors, model.preprocessing.mean, model.preprocessing.std).tobytes()
 
 
 # ------------------------------------------------------------------------------------------------------------ check
@@ -145,13 +178,15 @@ def _check(model: Model, run: Runner, how: str) -> float:
     """Returns the largest difference of the code's outputs from the reference.
 
     Raises:
-        GateError: it is more than float32's rounding explains.
+        GateError: it is more than float32's rounding explains; with int8, there is one.
     """
-    pixels = _photo(model)
-    expected = reference.forward(model.network, model.tensors, pixels[None], scaling=_scaling(model)).ravel()
-    allowed = reference.tolerance(model.network, model.tensors, pixels[None], _EPSILON, scaling=_scaling(model)).ravel()
+    if model.precision == "int8":
+        return _check_bits(model, run, how)
+    photos = _photos(model)[:1]
+    expected = reference.forward(model.network, model.tensors, photos, scaling=_scaling(model)).ravel()
+    allowed = reference.tolerance(model.network, model.tensors, photos, _EPSILON, scaling=_scaling(model)).ravel()
     allowed += _EPSILON * np.abs(expected)
-    difference = np.abs(run(pixels) - expected)
+    difference = np.abs(run(photos).ravel() - expected)
     if not (difference <= allowed).all():
         worst = int(np.nanargmax(difference - allowed))
         raise GateError(
@@ -161,79 +196,35 @@ def _check(model: Model, run: Runner, how: str) -> float:
     return float(difference.max())
 
 
+def _check_bits(model: Model, run: Runner, how: str) -> float:
+    photos = _photos(model)
+    expected = integer.forward(model.network, model.tensors, photos).reshape(len(photos), -1)
+    found = run(photos)
+    if (wrong := np.argwhere(found != expected)).size:
+        photo, output = wrong[0]
+        raise GateError(
+            f"export: the code, {how}, gives {found[photo, output]:.9g} at output {output} of test image {photo}, the "
+            f"reference {expected[photo, output]:.9g}; of int8 models every bit must be the same. Nothing was written"
+        )
+    return 0.0
+
+
 def _scaling(model: Model) -> reference.Scaling:
     return model.preprocessing.mean, model.preprocessing.std
 
 
-def _photo(model: Model) -> NDArray[np.uint8]:
-    """Returns pixels that have edges, gradients and noise, as photos do."""
+def _photos(model: Model) -> Photos:
+    """Returns four images: waves with noise, as photos have edges and both; noise; smooth colours; and blocks of the
+    least and the largest value."""  # fmt: skip
     height, width, channels = model.network.input
     rows, columns = np.mgrid[:height, :width]
+    generator = np.random.default_rng(0)
     waves = 127 + 90 * np.sin((rows + 2 * columns) / 9)[..., None] * (1 + np.arange(channels)) / channels
-    noise = np.random.default_rng(0).normal(0, 25, (height, width, channels))
-    return np.asarray(np.clip(waves + noise, 0, 255), np.uint8)
-
-
-def _runner(plan: Plan, function: str, files: dict[str, bytes]) -> tuple[str, Runner | None]:
-    """Returns how the exported code can be run on this machine, in words, and what runs it; None if it can't be."""
-    if plan.target.name == "wasm":
-        if shutil.which("node") is None:
-            return "not run: node is not here", None
-        return "run in node", lambda pixels: _run_in_node(files, pixels)
-    if plan.target in runnable():
-        return "run on this machine", lambda pixels: _run_here(plan, function, files, pixels)
-    try:
-        machine = Emulator(plan.target)
-    except MobileNetError as error:
-        return f"not run: {error}", None
-    (data,) = (content for name, content in files.items() if name.endswith(".o"))
-    return "run emulated", lambda pixels: _run_emulated(plan, machine, function, data, pixels)
-
-
-def _run_here(plan: Plan, function: str, files: dict[str, bytes], pixels: NDArray[np.uint8]) -> Floats:
-    """Runs the shared library."""
-    output, scratch = np.full(output_floats(plan), np.nan, np.float32), aligned(plan.arena)
-    scratch[:] = np.nan
-    (data,) = (content for name, content in files.items() if name.endswith(".so"))
-    with tempfile.NamedTemporaryFile(suffix=".so") as file:
-        file.write(data)
-        file.flush()
-        library = ctypes.CDLL(file.name)
-    run = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 3)((function, library))
-    run(pixels.ctypes.data, output.ctypes.data, scratch.ctypes.data)
-    return output
-
-
-def _run_emulated(plan: Plan, machine: Emulator, function: str, data: bytes, pixels: NDArray[np.uint8]) -> Floats:
-    """Runs the object file."""
-    image, (offset,) = link.link([(function, data)])
-    size = 4 * output_floats(plan)
-    given, output = machine.map(pixels.tobytes(), "r"), machine.map(b"\xff" * size, "rw")
-    scratch = machine.map(b"\xff" * plan.arena, "rw")
-    machine.call(machine.map(image, "rx") + offset, given, output, scratch)
-    return np.frombuffer(machine.read(output, size), np.float32)
-
-
-_NODE = """
-const [loader, pixels] = process.argv.slice(1);
-const { load } = await import(loader);
-const { readFileSync } = await import("node:fs");
-const network = await load();
-const first = network.run(readFileSync(pixels)), again = network.run(readFileSync(pixels));
-if (Buffer.compare(Buffer.from(first.buffer), Buffer.from(again.buffer))) throw new Error("the second run differs");
-process.stdout.write(Buffer.from(again.buffer));
-"""
-
-
-def _run_in_node(files: dict[str, bytes], pixels: NDArray[np.uint8]) -> Floats:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for path, content in files.items():
-            (folder / Path(path).name).write_bytes(content)
-        (folder / "pixels").write_bytes(pixels.tobytes())
-        (loader,) = folder.glob("*.mjs")
-        command = ["node", "--input-type=module", "--eval", _NODE, str(loader), str(folder / "pixels")]
-        done = subprocess.run(command, capture_output=True, check=False)
-    if done.returncode:
-        raise MobileNetError(f"export: node could not run the module: {done.stderr.decode(errors='replace')[-500:]}")
-    return np.frombuffer(done.stdout, np.float32)
+    photo = waves + generator.normal(0, 25, (height, width, channels))
+    noise = generator.integers(-40, 296, (height, width, channels))
+    across, down = columns[..., None] / width, rows[..., None] / height
+    turn = np.arange(channels) / channels
+    smooth = 255 * (across * (1 - turn) + (1 - down) * turn)
+    blocks = 255 * generator.integers(0, 2, (-(-height // 8), -(-width // 8), channels)).repeat(8, 0).repeat(8, 1)
+    images = photo, noise, smooth, blocks[:height, :width]
+    return np.asarray(np.clip(images, 0, 255), np.uint8)
