@@ -29,7 +29,8 @@ class DepthwiseBytes(Depthwise):
 
     Attributes:
         chunk: channels at a time, four vectors; the last chunk ends with the last channel.
-        words: of the rows that are interleaved, 1 or 2.
+        words: of the rows that are interleaved, 1 or 2: half as many in each where the machine multiplies no more, or
+            weights have nine bits.
     """
 
     chunk: int
@@ -131,7 +132,9 @@ class _Chunk:
                 for n in range(k.kernel * k.words):
                     weight = self.parameters.at(1 + i * k.kernel * k.words + n, v).load()
                     column, word = divmod(n, k.words)
-                    total = code.dot("u8", columns[column * each + word * 4 + v], weight, total)
+                    total = code.dot(
+                        "u8" if k.words == 1 else "i16", columns[column * each + word * 4 + v], weight, total
+                    )
                 values.append(ending.finish(code, total, k.ending, row))
             place.at(x, self.channel).store_four(values)
 
@@ -146,12 +149,15 @@ def fits(kernel: Depthwise) -> bool:
     return kernel.kernel == 3 and kernel.left <= kernel.kernel - kernel.stride
 
 
-def of(kernel: Depthwise, target: Target, rows: int) -> DepthwiseBytes:
-    """Returns the kernel that does what `kernel` does; `rows` is the least number of them that a call has."""
+def of(kernel: Depthwise, target: Target, rows: int, *, nine: bool) -> DepthwiseBytes:
+    """Returns the kernel that does what `kernel` does; `rows` is the least number of them that a call has, `nine`
+    whether weights have nine bits."""  # fmt: skip
     facts = {name: getattr(kernel, name) for name in kernel.__dataclass_fields__}
     chunk = max(size for size in (64, 32, 16) if size <= min(kernel.channels, 4 * target.lanes))
     high = min(_highest(kernel.stride), rows)
-    return DepthwiseBytes(**facts | {"high": high, "wide": 1}, chunk=chunk, words=_ROWS // in_word("u8", target))
+    return DepthwiseBytes(
+        **facts | {"high": high, "wide": 1}, chunk=chunk, words=_ROWS // in_word("i16" if nine else "u8", target)
+    )
 
 
 def pack(
