@@ -250,8 +250,8 @@ class _Lowering:
                 room = inputs * SIZES[numbers] // 4
                 high, wide, tall, words, depth = tiled.shape(pixels, vectors, words, room)
                 ahead = tiled.lines_ahead(-(-pixels[0] // high), depth, wide) if counts == (stage.rows,) else 0
-                facts = numbers, words, inputs, stored, vectors, ending, adds, nine, high, wide, ahead
-                return Tiled(*facts, tall, depth)
+                tile = high, wide, ahead, tall, depth
+                return Tiled(numbers, words, inputs, stored, vectors, ending, adds, nine, *tile)
             high, wide = matrix.tile_shape(self.target, whole_map, pixels, vectors, words)
             # In strips the weights are in cache after the first; in one go every panel comes from the cache behind L2.
             ahead = matrix.lines_ahead(pixels[0] // high, wide, lanes) if counts == (stage.rows,) else 0

@@ -101,8 +101,8 @@ class NativeEngine(Runner):
             fact = "is not quantised; Model.quantize makes one that is" if precision == "int8" else "is quantised"
             raise UsageError(f"precision: got {precision!r}, but the model {fact}")
         if not compiles(model.network, precision):
-            raise UsageError(f"precision: got 'int8', but {model.network} in int8 is not compiled; predict and evaluate "
-                             "compute it in numpy")  # fmt: skip
+            raise UsageError(f"precision: got 'int8', but {model.network} in int8 is not compiled; predict and "
+                             "evaluate compute it in numpy")  # fmt: skip
         start = time.perf_counter()
         chosen = choose(target)
         whole = model.precision == "int8"

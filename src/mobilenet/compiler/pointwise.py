@@ -77,7 +77,7 @@ class Pointwise(Kernel):
         channel: "Index",
         panel: "Pointer",
     ) -> None:
-        """Stores the sums [pixel][vector] of pixels and channels from the given ones on; `panel` shaped [row][channel]."""
+        """Stores the sums [pixel][vector] from a pixel and a channel on; `panel` is parameters, [row][channel]."""
         out, shortcut = (part.shaped(self.outputs, 1, numbers=self.numbers) for part in (code.out, code.extra))
         if self.nine:
             source = code.source.shaped(self.stride, 1, numbers=self.numbers)
