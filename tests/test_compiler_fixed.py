@@ -105,7 +105,7 @@ def computed(word: str, target: Target, values: NDArray[np.int64], rows: list[ND
 
 
 def every_case() -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Returns values, multipliers and shifts: ties of both roundings, the largest that there can be, and random ones."""
+    """Returns values, multipliers and shifts: ties of both roundings, the largest there can be, and random ones."""
     generator = np.random.default_rng(0)
     top = (1 << 31) - 1
     values = np.array([0, 1, -1, 2, -2, 3, -3, 7, -7, 255, -255, 1 << 20, -(1 << 20), 1 << 30, -(1 << 30), top, -top,
@@ -201,7 +201,7 @@ def test_feature_maps_come_back_as_floats(pooling: str | None) -> None:
 
 def test_the_twin_of_v2_is_not_compiled() -> None:
     model = random_int8_model(v2(0.05, 32, 3, separable=False), 1, "fixed")
-    with pytest.raises(UsageError, match="precision: got 'int8', but MobileNetV2 .* in int8 is not compiled"):
+    with pytest.raises(UsageError, match=r"precision: got 'int8', but MobileNetV2 .* in int8 is not compiled"):
         model.compile()
     assert isinstance(runner(model), Engine)
 
