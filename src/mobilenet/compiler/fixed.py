@@ -59,7 +59,7 @@ class FixedPoint:
         for piece in pieces:
             first, place = 0, piece.shaped(1)
             while 4 * code.lanes <= count - first:
-                words = place.at(first).shaped(numbers="i32").load(aligned=False)
+                words = b.load(place.at(first).value, align=1, typ=kind)
                 sums = code.dot("u8", words, _all(kind, 0x01010101), sums)
                 first += 4 * code.lanes
             while first < count:
