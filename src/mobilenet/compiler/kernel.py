@@ -19,8 +19,8 @@ SIZES = {"f32": 4, "bf16": 2, "u8": 1, "i32": 4}  # bytes of a number in memory
 
 
 def in_word(numbers: str, target: Target) -> int:
-    """Returns the inputs in a word of 32 bits, which a machine multiplies at a time; "i16" is bytes, two in a word."""
-    return {"f32": 1, "bf16": 2, "i16": 2}.get(numbers) or (4 if "vnni" in target.words else 2)
+    """Returns the inputs in a word of 32 bits, which a machine multiplies at a time."""
+    return {"f32": 1, "bf16": 2}.get(numbers) or (4 if "vnni" in target.words else 2)
 
 
 def four_order(target: Target, lanes: int | None = None) -> tuple[int, ...]:
