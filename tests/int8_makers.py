@@ -7,16 +7,19 @@ from numpy.typing import NDArray
 
 from mobilenet import integer, quantized
 from mobilenet.arch import Layer, Network
+from mobilenet.fixed_point import ADD_SHIFT, factors
 from mobilenet.model import Model
+from mobilenet.quantized import Rescale
 
 Tensors = dict[str, NDArray[Any]]
 
 
-def random_int8(network: Network, seed: int = 0, images: int = 4) -> Tensors:
+def random_int8(network: Network, seed: int = 0, images: int = 4, rescale: Rescale = "float") -> Tensors:
     """Returns tensors of an int8 model of the network; multipliers are set layer by layer on random pixels.
 
     Weights are of all magnitudes up to 127, zero points and upper clamps anywhere, and of a layer's outputs, over the
-    random pixels, about a tenth lie below the lower clamp and a tenth above the upper.
+    random pixels, about a tenth lie below the lower clamp and a tenth above the upper. With the rescale "fixed" weights
+    have zero points, and some channels factors and sums as large and as small as they can be.
     """
     generator = np.random.default_rng(seed)
     pixels = random_bytes(network, images, seed)
@@ -24,17 +27,22 @@ def random_int8(network: Network, seed: int = 0, images: int = 4) -> Tensors:
     found: dict[str, NDArray[Any]] = {}
     x, zero_in, scale_in = pixels, tensors[quantized.PIXELS_ZERO], 1.0
     for layer in network.layers:
-        _random_layer(layer, tensors, generator, x, zero_in, scale_in, found)
+        _random_layer(layer, tensors, generator, x, zero_in, scale_in, found, rescale)
+        if rescale == "fixed" and layer.kind != "max_pool":
+            _fix(layer, tensors, generator)
         if layer.kind != "dense":
             found[layer.name] = x = _one(layer, tensors, zero_in, x, found)
             zero_in, scale_in = tensors[f"{layer.name}.zero"], float(tensors[f"{layer.name}.scale"][0])
-    quantized.check(network, tensors)
+    if rescale == "fixed":
+        tensors |= {f"{layer.name}.low": _one_number(quantized.lower_clamp(layer, tensors)) for layer in network.layers}
+    quantized.check(network, tensors, rescale)
     return tensors
 
 
-def random_int8_model(network: Network, seed: int = 0, **parts: Any) -> Model:
+def random_int8_model(network: Network, seed: int = 0, rescale: Rescale = "float", **parts: Any) -> Model:
     """Returns an int8 model with `random_int8`."""
-    return Model(network, random_int8(network, seed), precision="int8", **parts)
+    tensors = random_int8(network, seed, rescale=rescale)
+    return Model(network, tensors, precision="int8", rescale=rescale, **parts)
 
 
 def random_bytes(network: Network, count: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -51,6 +59,7 @@ def _random_layer(
     zero_in: NDArray[np.int32],
     scale_in: float,
     found: dict[str, NDArray[Any]],
+    rescale: Rescale,
 ) -> None:
     name, outs = layer.name, layer.output.channels
     if layer.kind == "max_pool":
@@ -60,13 +69,21 @@ def _random_layer(
     relu = layer.activation != "linear"
     high = int(generator.integers(150, 256)) if layer.activation == "relu6" else 255
     zero = int(generator.integers(0, 100 if relu else 256))
+    if rescale == "fixed" and generator.integers(3):  # as converters have it
+        zero, high = (0, 255) if relu else (zero, 255)
     scale = float(generator.uniform(0.001, 0.1))
     if layer.weight_shape is not None:
         largest = generator.integers(1, 128, outs)
-        weight = np.rint(generator.uniform(-1, 1, layer.weight_shape) * largest).astype(np.int8)
-        weight.reshape(-1, outs)[0, 0], weight.reshape(-1, outs)[-1, -1] = 127, -127
+        middle, kind = 0, np.int8
+        if rescale == "fixed":
+            middle, kind = int(generator.choice((0, 128, 128, 255, generator.integers(0, 256)))), np.uint8
+            tensors[f"{name}.weight_zero"] = _one_number(middle)
+        low, top = (-middle, 255 - middle) if rescale == "fixed" else (-127, 127)
+        numbers = generator.uniform(low / 127, top / 127, layer.weight_shape) * largest
+        weight = (np.rint(numbers) + middle).astype(kind)
+        weight.reshape(-1, outs)[0, 0], weight.reshape(-1, outs)[-1, -1] = top + middle, low + middle
         tensors |= {f"{name}.weight": weight, f"{name}.bias": np.zeros(outs, np.int32)}
-    if layer.kind != "dense":
+    if layer.kind != "dense" or rescale == "fixed":
         tensors |= {f"{name}.scale": np.array([scale], np.float32), f"{name}.zero": np.array([zero], np.int32)}
         tensors |= {f"{name}.high": np.array([high], np.int32)}
     if layer.adds is not None:
@@ -87,6 +104,37 @@ def _random_layer(
     if layer.weight_shape is not None:
         tensors[f"{name}.bias"] = np.rint((low - zero) / multiplier - low_sum).astype(np.int32)
     tensors[f"{name}.multiplier"] = multiplier.astype(np.float32)
+
+
+def _fix(layer: Layer, tensors: Tensors, generator: np.random.Generator) -> None:
+    """Makes a layer's rescale TFLite's, which does about the same."""
+    name, outs = layer.name, layer.output.channels
+    real = tensors[f"{name}.multiplier"].astype(np.float64)
+    if layer.kind == "dense":
+        tensors[f"{name}.roundings"] = _one_number(int(generator.integers(1, 3)))
+    if layer.adds:
+        own, shortcut = float(generator.uniform(0.5, 2)), float(tensors.pop(f"{name}.shortcut")[0])  # an output's scale
+        twice = 2 * max(own, shortcut)
+        both = factors([own / twice, shortcut / twice, twice / (1 << ADD_SHIFT)])
+        tensors |= {f"{name}.sum_{part}": value for part, value in both._asdict().items()}
+        tensors[f"{name}.sum_zero"] = _one_number(int(generator.integers(0, 256)))
+        real = real / own
+    multiplier, shift = factors(real)
+    if layer.kind == "average_pool":
+        mean = np.int32(generator.integers(2))
+        tensors[f"{name}.origin"] = _one_number(int(generator.choice((0, 128))))
+        multiplier, shift = multiplier * (1 - mean), shift * (1 - mean)
+    elif outs > 4 and generator.integers(2):
+        bias, weight = tensors[f"{name}.bias"], tensors[f"{name}.weight"].reshape(-1, outs)
+        bias[:4] = (1 << 30) + 1, -(1 << 30), generator.integers(-9, 10), 5
+        multiplier[:4] = (1 << 31) - 1, 1 << 30, (1 << 31) - 1, 0
+        shift[:4] = generator.integers(-31, -20), -31, generator.integers(-1, 7), 0
+        weight[:, 2] = tensors[f"{name}.weight_zero"][0]  # so small are the sums that are shifted to the left
+    tensors |= {f"{name}.multiplier": multiplier, f"{name}.shift": shift}
+
+
+def _one_number(value: int) -> NDArray[np.int32]:
+    return np.array([value], np.int32)
 
 
 def _sums(layer: Layer, tensors: Tensors, zero_in: NDArray[np.int32], x: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -26,7 +26,7 @@ from mobilenet.compiler.stages import stages
 from mobilenet.compiler.targets import TARGETS, choose
 from mobilenet.errors import MobileNetError, UsageError
 
-KERNEL = Pointwise("f32", 5, 8, 32, 2, "relu6", False, 2, 2, 0)
+KERNEL = Pointwise("f32", 5, 8, 32, 2, "relu6", False, False, 2, 2, 0)
 
 # Its block 0 adds the stem's output, which must therefore be kept whole.
 NARROW = v2(0.05, (500, 480), conventions="torchvision")

@@ -124,8 +124,7 @@ def test_it_is_saved_and_loaded_and_predicts(model: Model, tmp_path: Path) -> No
     assert same_tensors(back.tensors, model.tensors)
     assert (back.rescale, repr(back)) == ("fixed", repr(model))
     pixels = random_pixels(V2, 3)
-    engine = runner(back)
-    assert isinstance(engine, Engine)
+    engine = Engine(back)
     bytes_ = outputs(V2, model.tensors, pixels)["classifier"].reshape(3, -1)
     scale, zero = (model.tensors[f"classifier.{part}"] for part in ("scale", "zero"))
     assert (engine(pixels) == (bytes_ - zero).astype(np.float32) * scale).all()
@@ -144,11 +143,6 @@ def test_it_is_imported_with_the_user_s_options(model: Model, tmp_path: Path) ->
     assert same_tensors(bare.tensors, model.without_top().tensors)
     with pytest.raises(UsageError, match=r"scaling: got 'unit', but to this network of whole numbers"):
         mobilenet.convert(path, scaling="unit")
-
-
-def test_it_is_not_compiled_yet(model: Model) -> None:
-    with pytest.raises(UsageError, match="rescale: the model's is 'fixed', as of a TFLite file, which is not compiled"):
-        model.compile()
 
 
 def test_without_its_top_it_gives_what_the_last_bytes_stand_for(model: Model) -> None:

@@ -72,16 +72,17 @@ class Runner(ABC):
 
 
 def runner(model: "Model", threads: int | None = None) -> Runner:
-    """Returns a model's compiled engine; the numpy one where nothing is compiled for this machine, or where the
-    environment variable `MOBILENET_TARGET` is "numpy", or the model has the rescale "fixed", which is not compiled yet.
+    """Returns a model's compiled engine; the numpy one where nothing is compiled for this machine or this model, or
+    where the environment variable `MOBILENET_TARGET` is "numpy".
 
     Raises:
         UsageError: names `threads` or `MOBILENET_TARGET`, its value and the rule.
         MobileNetError: compiling the network for the first time needs llvmlite, and it is not installed.
     """  # fmt: skip
-    from .compiler import targets
+    from .compiler import stages, targets
 
-    if os.environ.get(targets.ENVIRONMENT) == "numpy" or model.rescale == "fixed" or not targets.runnable():
+    known = stages.compiles(model.network, model.precision)
+    if os.environ.get(targets.ENVIRONMENT) == "numpy" or not known or not targets.runnable():
         from .engine import Engine
 
         return Engine(model, threads)

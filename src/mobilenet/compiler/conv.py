@@ -33,6 +33,7 @@ class Conv(Kernel):
         ending: as `ending` says.
         high, wide: the register tile: pixels, at most `width`, and vectors.
         words: of inputs in a row of the kernel; the last may reach beyond it, where weights are zeros.
+        nine: whether weights have nine bits, as `matrix.completed` says.
     """
 
     numbers: str
@@ -49,13 +50,13 @@ class Conv(Kernel):
     ending: str
     high: int
     wide: int
-
     words: int
+    nine: bool
 
     @property
     def rows(self) -> int:
-        """Rows of parameters: bias, inputs, and the ending's."""
-        return 1 + self.kernel * self.words + len(ending.rows(self.ending))
+        """Rows of parameters: bias, inputs, the ending's, and what nine bits need."""
+        return 1 + self.kernel * self.words + len(ending.rows(self.ending)) + self.nine
 
     @property
     def parameters(self) -> int:
@@ -79,6 +80,11 @@ class Conv(Kernel):
                 def tile(x: "Index") -> None:
                     def store(pixel: "Index", sums: "Sequence[Sequence[Value]]") -> None:
                         place = out.at(y, code.sum(x, pixel), channel).shaped(self.outputs, 1)
+                        if self.nine:
+                            seen = [code.sum(code.sum(x, pixel), n) for n in range(len(sums))]
+                            pixels = [[r.shaped(step).at(n) for r in rows] for n in seen]
+                            size = self.kernel * self.channels
+                            sums = matrix.completed(code, sums, pixels, size, parameters.at(self.rows - 1))
                         matrix.store(code, sums, self.ending, last, place)
 
                     self.products(code, [r.shaped(step).at(x) for r in rows], parameters, wide, store)

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import matrix
+from . import ending, matrix
 from .kernel import Kernel
 
 if TYPE_CHECKING:
-    from .ir import Code, Index
+    from .ir import Code, Index, Value
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,16 @@ class Dense(Kernel):
     Attributes:
         numbers: that inputs are; outputs are floats.
         inputs: words of inputs of each sum.
+        ending: as `ending` says.
+        nine: whether weights have nine bits, as `matrix.completed` says.
         outputs: that are stored: whole panels.
         wide: vectors in a panel.
     """
 
     numbers: str
     inputs: int
+    ending: str
+    nine: bool
     outputs: int
     wide: int
 
@@ -33,22 +37,29 @@ class Dense(Kernel):
 
     @property
     def rows(self) -> int:
-        """Rows of parameters: bias, inputs, and, where bytes are multiplied, what makes floats of the sums."""
-        return 1 + self.inputs + (self.numbers == "u8")
+        """Rows of parameters: bias, inputs, the ending's, and what nine bits need."""
+        return 1 + self.inputs + len(ending.rows(self.ending)) + self.nine
 
     def emit(self, code: "Code") -> None:
         """Writes the kernel."""
         step = self.wide * code.lanes
         parameters = code.parameters.shaped(self.rows * step)
         source = code.source.shaped(0, 1, numbers=self.numbers)
+        names = ending.rows(self.ending)
 
         def panel(number: "Index") -> None:
             piece = parameters.at(number).shaped(step, 1)
-            (sums,) = matrix.tile(code, 1, self.wide, [source], self.inputs, piece)
-            for v, value in enumerate(sums):
+            found = matrix.tile(code, 1, self.wide, [source], self.inputs, piece)
+            if self.nine:
+                found = matrix.completed(code, found, [[source]], 4 * self.inputs, piece.at(self.rows - 1))
+            for v, value in enumerate(found[0]):
                 channel = v * code.lanes
-                if self.numbers == "u8":
-                    value = code.multiply(code.to_floats(value), piece.at(1 + self.inputs, channel).load())
+
+                def row(name: str, numbers: str, channel: int = channel) -> "Value":
+                    last = piece.shaped(*piece.strides, numbers=numbers)
+                    return last.at(1 + self.inputs + names.index(name), channel).load()
+
+                value = ending.finish(code, value, self.ending, row)
                 code.out.at(code.sum(code.product(number, step), channel)).store(value)
 
         code.loop(code.begin, code.end, 1, panel)

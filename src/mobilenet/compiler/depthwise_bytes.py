@@ -7,6 +7,7 @@ column is interleaved once: its words stay in registers while the outputs that n
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,10 +31,12 @@ class DepthwiseBytes(Depthwise):
     Attributes:
         chunk: channels at a time, four vectors; the last chunk ends with the last channel.
         words: of the rows that are interleaved, 1 or 2.
+        halved: whether weights have nine bits, one too many: they are packed as their last bits and their halves.
     """
 
     chunk: int
     words: int
+    halved: bool
 
     @property
     def rows(self) -> int:
@@ -41,7 +44,12 @@ class DepthwiseBytes(Depthwise):
 
         They are the same for tiles of one row as of two, so that one packing serves every schedule.
         """
-        return 1 + _highest(self.stride) * self.kernel * self.words + len(ending.rows(self.ending))
+        return 1 + _highest(self.stride) * self.weights + len(ending.rows(self.ending))
+
+    @property
+    def weights(self) -> int:
+        """Rows of weights for a row of outputs."""
+        return self.kernel * self.words * (1 + self.halved)
 
     @property
     def parameters(self) -> int:
@@ -127,11 +135,18 @@ class _Chunk:
                     at = k.rows - len(names) + names.index(name)
                     return self.parameters.shaped(*self.parameters.strides, numbers=numbers).at(at, v).load()
 
-                total = self.parameters.at(0, v).load()
-                for n in range(k.kernel * k.words):
-                    weight = self.parameters.at(1 + i * k.kernel * k.words + n, v).load()
-                    column, word = divmod(n, k.words)
-                    total = code.dot("u8", columns[column * each + word * 4 + v], weight, total)
+                def products(total: "Value", first: int, v: int = v) -> "Value":
+                    for n in range(k.kernel * k.words):
+                        column, word = divmod(n, k.words)
+                        weight = self.parameters.at(first + n, v).load()
+                        total = code.dot("u8", columns[column * each + word * 4 + v], weight, total)
+                    return total
+
+                total, first = self.parameters.at(0, v).load(), 1 + i * k.weights
+                if k.halved:
+                    halves = products(code.whole_numbers(0), first + k.kernel * k.words)
+                    total = code.plus(total, code.plus(halves, halves))
+                total = products(total, first)
                 values.append(ending.finish(code, total, k.ending, row))
             place.at(x, self.channel).store_four(values)
 
@@ -146,12 +161,14 @@ def fits(kernel: Depthwise, target: Target) -> bool:
     return kernel.kernel == 3 and kernel.left <= kernel.kernel - kernel.stride and target.machine != "riscv64"
 
 
-def of(kernel: Depthwise, target: Target, rows: int) -> DepthwiseBytes:
-    """Returns the kernel that does what `kernel` does; `rows` is the least number of them that a call has."""
+def of(kernel: Depthwise, target: Target, rows: int, *, nine: bool) -> DepthwiseBytes:
+    """Returns the kernel that does what `kernel` does; `rows` is the least number of them that a call has, `nine`
+    whether weights have nine bits."""  # fmt: skip
     facts = {name: getattr(kernel, name) for name in kernel.__dataclass_fields__}
     chunk = max(size for size in (64, 32, 16, 4) if size <= min(kernel.channels, 4 * target.lanes))
     high = min(_highest(kernel.stride), rows)
-    return DepthwiseBytes(**facts | {"high": high, "wide": 1}, chunk=chunk, words=_ROWS // in_word("u8", target))
+    words = _ROWS // in_word("u8", target)
+    return DepthwiseBytes(**facts | {"high": high, "wide": 1}, chunk=chunk, words=words, halved=nine)
 
 
 def pack(
@@ -160,9 +177,11 @@ def pack(
     """Returns bias [channels], weights [3, 3, channels] and the ending's rows chunk by chunk: [chunk][row][channel]."""
     size = _ROWS // kernel.words
     rows = [bias]
-    for i in range(_highest(kernel.stride)):
+    halves = np.floor(weight / 2)
+    parts = [weight - 2 * halves, halves] if kernel.halved else [weight]
+    for i, part in product(range(_highest(kernel.stride)), parts):
         placed = np.zeros((_ROWS, *weight.shape[1:]), np.int8 if size == 4 else np.int16)
-        placed[i : i + kernel.kernel] = weight
+        placed[i : i + kernel.kernel] = part
         words = placed.reshape(kernel.words, size, *weight.shape[1:]).transpose(2, 0, 3, 1)  # column, word, channel
         rows += list(np.ascontiguousarray(words).view(np.int32)[..., 0].reshape(-1, weight.shape[-1]))
     table = np.vstack([pad(row.reshape(1, -1), 1, kernel.channels).view(np.int32) for row in (*rows, *last)])

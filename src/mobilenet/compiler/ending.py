@@ -1,26 +1,54 @@
 """What happens to a sum between the registers and memory: activation and shortcut, or the rescaling of whole numbers.
 
-The endings of floats are the activations: "linear", "relu", "relu6". Those of whole numbers are "rescaled" (to bytes,
-whose limits 0 and 255 are the activation's), "rescaled+zero" (with a zero point) and "rescaled+limits" (with a zero
-point and other limits). Their constants are rows of the parameters behind those of the inputs, a number a channel.
+The endings of floats are the activations: "linear", "relu", "relu6". Those of whole numbers have constants, rows of the
+parameters behind those of the inputs, a number a channel. `integer` says what they compute.
+
+With the rescale "float": "rescaled" (to bytes, whose limits 0 and 255 are the activation's), "rescaled+zero" (with a
+zero point), "rescaled+limits" (with a zero point and other limits), "logits" (which stay floats).
+
+With the rescale "fixed": "fixed", any layer's; "fixed+relu", where the lower limit is the zero point or above, so that
+what is negative need not be known, and no shift goes to the left, "fixed+relu+limits" with a zero point and limits;
+"fixed+mean", of average pooling; "fixed+logits" and "fixed+logits once", which become floats.
 """
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from ..fixed_point import ADD_SHIFT
+
 if TYPE_CHECKING:
     from .ir import Code, Value
 
-ROWS = {"rescaled": ("multiplier",), "rescaled+zero": ("multiplier", "zero")}
-ROWS["rescaled+limits"] = (*ROWS["rescaled+zero"], "low", "high")
-SHORTCUT = ("shortcut", "shortcut_zero")
-FLOATS = ("multiplier", *SHORTCUT)  # the rows that are floats
+_LIMITS = ("zero", "low", "high")
+_FACTOR = ("left", "multiplier", "right")
+_LOGITS = ("low", "high", "scale")
+ROWS = {
+    "rescaled": ("float_multiplier",),
+    "rescaled+zero": ("float_multiplier", "zero"),
+    "rescaled+limits": ("float_multiplier", *_LIMITS),
+    "logits": ("float_multiplier",),
+    "fixed": (*_FACTOR, *_LIMITS),
+    "fixed+relu": ("doubled", "half", "right"),
+    "fixed+relu+limits": ("doubled", "half", "right", *_LIMITS),
+    "fixed+mean": ("origin", "low", "high"),
+    "fixed+logits": (*_FACTOR, *_LOGITS),
+    "fixed+logits once": ("multiplier", "places", *_LOGITS),
+}
+_SHORTCUT = ("shortcut", "shortcut_zero")
+_FIXED_SHORTCUT = (
+    "own_low",
+    "own_high",
+    *(f"{term}_{part}" for term in ("own", "shortcut", "sum") for part in ("multiplier", "right")),
+    "shortcut_zero",
+)
 
 
 def rows(ending: str, adds: bool = False) -> tuple[str, ...]:
     """Returns the names of the rows of parameters of an ending, in their order."""
     found = ROWS.get(ending, ())
-    return (*found, *SHORTCUT) if found and adds else found
+    if not found or not adds:
+        return found
+    return (*found, *(_FIXED_SHORTCUT if ending == "fixed" else _SHORTCUT))
 
 
 def finish(
@@ -35,7 +63,7 @@ def finish(
     """Returns what a sum is stored as.
 
     Args:
-        value: the sum, of floats, or of whole numbers where the ending rescales.
+        value: the sum, of floats, or of whole numbers where the ending has rows.
         row: returns a vector of the parameters by its name and kind of numbers.
         shortcut: the vector to be added, of floats.
         exact: whether a sum of whole numbers comes as floats, exactly.
@@ -44,13 +72,46 @@ def finish(
     if not names:
         value = code.activate(value, ending)
         return code.add(value, shortcut) if shortcut is not None else value
-    value = code.multiply(value if exact else code.to_floats(value), row("multiplier", "f32"))
-    if shortcut is not None:
-        added = code.add(shortcut, row("shortcut_zero", "f32"))
-        value = code.add(value, code.multiply(added, row("shortcut", "f32")))
-    value = code.rounded(value)
+    if ending.startswith("fixed"):
+        value = _fixed(code, code.rounded(value) if exact else value, ending, row, shortcut)
+    else:
+        value = code.multiply(value if exact else code.to_floats(value), row("float_multiplier", "f32"))
+        if ending == "logits":
+            return value
+        if shortcut is not None:
+            added = code.add(shortcut, row("shortcut_zero", "f32"))
+            value = code.add(value, code.multiply(added, row("shortcut", "f32")))
+        value = code.rounded(value)
     if "zero" in names:
         value = code.plus(value, row("zero", "i32"))
     if "low" in names:
         value = code.limited(value, row("low", "i32"), row("high", "i32"))
-    return value
+    return code.multiply(code.to_floats(value), row("scale", "f32")) if "scale" in names else value
+
+
+def _fixed(
+    code: "Code", value: "Value", ending: str, row: "Callable[[str, str], Value]", shortcut: "Value | None"
+) -> "Value":
+    """Returns sum · factor of whole numbers, and where a shortcut is added the two times theirs times the sum's."""
+
+    def constants(*names: str) -> "list[Value]":
+        return [row(name, "i32") for name in names]
+
+    fixed = code.fixed
+    if ending == "fixed+mean":
+        return code.plus(value, *constants("origin"))
+    if ending == "fixed+logits once":
+        return fixed.rescaled_once(value, *constants("multiplier", "places"))
+    if ending.startswith("fixed+relu"):
+        return fixed.rescaled_up(value, *constants("doubled", "half", "right"))
+    value = fixed.rescaled(value, *constants(*_FACTOR))
+    if shortcut is None:
+        return value
+
+    def times(term: "Value", name: str) -> "Value":
+        return fixed.rescaled(term, code.whole_numbers(0), *constants(f"{name}_multiplier", f"{name}_right"))
+
+    own = code.limited(value, *constants("own_low", "own_high"))
+    added = code.rounded(code.add(shortcut, row("shortcut_zero", "f32")))
+    both = [times(fixed.shifted(x, ADD_SHIFT), name) for x, name in ((own, "own"), (added, "shortcut"))]
+    return times(code.plus(*both), "sum")

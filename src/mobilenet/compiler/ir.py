@@ -21,6 +21,7 @@ from typing import Any
 from llvmlite import ir  # type: ignore[import-untyped]
 
 from . import substitutes
+from .fixed import FixedPoint
 from .kernel import SIZES, four_order, in_word
 from .targets import Target
 
@@ -264,6 +265,11 @@ class Code:
         return self._call(f"llvm.smin.v{self.lanes}i32", self._words, x, high)
 
     @property
+    def fixed(self) -> FixedPoint:
+        """TFLite's arithmetic on vectors of whole numbers."""
+        return FixedPoint(self)
+
+    @property
     def four_order(self) -> tuple[int, ...]:
         """The order of channels in four vectors side by side that `Pointer.store_four` stores as bytes: machines take
         and give 16 bytes as 4, 4, 4 and 4."""  # fmt: skip
@@ -479,14 +485,17 @@ class Pointer:
             address = b.gep(address, [_i64(size * constant)], source_etype=_I8)
         return Pointer(self.code, address, self.strides[len(index) :] or (1,), self.numbers)
 
-    def load(self, *, aligned: bool = True) -> Value:
-        """Returns the vector that begins here; whole vectors' places unless `aligned` is False."""
+    def load(self, *, aligned: bool = True, whole: bool = False) -> Value:
+        """Returns the vector that begins here; whole vectors' places unless `aligned` is False, `whole` bytes as whole
+        numbers."""  # fmt: skip
         code, b = self.code, self.code.builder
         align = SIZES[self.numbers] * (code.lanes if aligned else 1)
         loaded = b.load(self.value, align=align, typ=ir.VectorType(_ELEMENTS[self.numbers], code.lanes))
         if self.numbers == "bf16":
             return code._low_half(b.zext(loaded, code._words))
-        return code.to_floats(b.zext(loaded, code._words)) if self.numbers == "u8" else loaded
+        if self.numbers == "u8":
+            loaded = b.zext(loaded, code._words)
+        return code.to_floats(loaded) if self.numbers == "u8" and not whole else loaded
 
     def store(self, value: Value, *, aligned: bool = True) -> None:
         """Writes a vector from here on; whole numbers that are no bytes become the nearest that are."""

@@ -53,11 +53,13 @@ class Integers:
         endings: of each layer that rescales its sums, as `ending` says.
         zeros: of each layer, what zero is in its input: for each channel, or one for all.
         large: depthwise layers with sums that floats can't hold exactly.
+        nine: layers with weights that no signed byte is.
     """
 
     endings: Mapping[str, str] = field(default_factory=dict)
     zeros: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     large: frozenset[str] = frozenset()
+    nine: frozenset[str] = frozenset()
 
 
 class Fill(NamedTuple):
@@ -214,6 +216,7 @@ class _Lowering:
         stored, inputs = whole(layer.output.channels, self.unit), input_channels(layer, self.unit)
         vectors, words = stored // lanes, -(-layer.input.channels // in_word(numbers, self.target))
         ending = self.integers.endings.get(layer.name, layer.activation)
+        nine = layer.name in self.integers.nine and in_word(numbers, self.target) == 4
         (top, _), (left, right) = layer.padding
         if stage.scales:
             first = layer.name == self.network.layers[0].name
@@ -229,7 +232,7 @@ class _Lowering:
                 high, wide, _, _, depth = tiled.shape((width,), min(vectors, 4), words, words, tall=1)
             row = (left + layer.input.width + right) * inputs
             shape = layer.input.height, ring, row, inputs, layer.kernel, layer.stride, top, width, stored
-            facts = reads, numbers, *shape, ending, high, wide, words
+            facts = reads, numbers, *shape, ending, high, wide, words, nine
             return TiledConv(*facts, depth) if tiles else Conv(*facts)
         if layer.kind == "depthwise":
             high, wide = depthwise.tile_shape(self.target, layer.kernel, layer.output.width, min(counts))
@@ -237,7 +240,7 @@ class _Lowering:
             down = layer.input.height, layer.input.width, ring, stored, layer.kernel, layer.stride, top, left
             found = Depthwise(numbers, *down, *across, high, wide)
             if numbers == "u8" and depthwise_bytes.fits(found, self.target):
-                return depthwise_bytes.of(found, self.target, min(counts))
+                return depthwise_bytes.of(found, self.target, min(counts), nine=nine)
             return found
         if layer.kind == "pointwise":
             pixels = tuple(count * layer.output.width for count in counts)
@@ -247,14 +250,15 @@ class _Lowering:
                 room = inputs * SIZES[numbers] // 4
                 high, wide, tall, words, depth = tiled.shape(pixels, vectors, words, room)
                 ahead = tiled.lines_ahead(-(-pixels[0] // high), depth, wide) if counts == (stage.rows,) else 0
-                return Tiled(numbers, words, inputs, stored, vectors, ending, adds, high, wide, ahead, tall, depth)
+                tile = high, wide, ahead, tall, depth
+                return Tiled(numbers, words, inputs, stored, vectors, ending, adds, nine, *tile)
             high, wide = matrix.tile_shape(self.target, whole_map, pixels, vectors, words)
             # In strips the weights are in cache after the first; in one go every panel comes from the cache behind L2.
             ahead = matrix.lines_ahead(pixels[0] // high, wide, lanes) if counts == (stage.rows,) else 0
-            return Pointwise(numbers, words, inputs, stored, vectors, ending, adds, high, wide, ahead)
+            return Pointwise(numbers, words, inputs, stored, vectors, ending, adds, nine, high, wide, ahead)
         if layer.kind == "dense":
             wide = dense.panel_width(layer.output.channels, lanes)
-            return Dense(numbers, words, whole(layer.output.channels, wide * lanes), wide)
+            return Dense(numbers, words, ending, nine, whole(layer.output.channels, wide * lanes), wide)
         return Pool(numbers, layer.kind, ending, layer.input.height * layer.input.width, stored)
 
     # ------------------------------------------------------------------------------------------------------- memory

@@ -187,6 +187,30 @@ def tile(
     return [sums[p * wide : (p + 1) * wide] for p in range(high)]
 
 
+def completed(
+    code: "Code",
+    sums: "Sequence[Sequence[Value]]",
+    pixels: "Sequence[Sequence[Pointer]]",
+    count: int,
+    less: "Pointer",
+) -> "list[list[Value]]":
+    """Returns the sums [pixel][vector] of products with weights of nine bits, which no machine multiplies by the word.
+
+    They are packed as eight bits, all by the same number less: that number times the sum of the inputs is added here.
+
+    Args:
+        pixels: for each, where each piece of its inputs begins.
+        count: inputs in each piece.
+        less: parameters, the number in each of a vector.
+    """
+    factor = less.shaped(1, numbers="i32").load()
+    found = []
+    for row, pieces in zip(sums, pixels, strict=True):
+        more = code.fixed.times(code.fixed.byte_sum(pieces, count), factor)
+        found.append([code.plus(value, more) for value in row])
+    return found
+
+
 def store(
     code: "Code",
     pixels: "Sequence[Sequence[Value]]",

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arch import Network
+from ..arch import Layer, Network
 from ..common.checks import choice
 from ..common.progress import counter
 from ..errors import MobileNetError, UsageError
-from ..quantized import EXACT, largest_sums
+from ..quantized import EXACT, centred_weight, largest_sums, lower_clamp
 from ..runner import Runner
 from ..weights import Folded
 from . import store
@@ -28,6 +28,7 @@ from .kernel import SIZES, Floats, Kernel, Words
 from .loader import Code
 from .lower import Integers, Plan, Step, for_floats, lower
 from .pack import aligned, pack
+from .stages import compiles
 from .targets import Target, choose
 
 if TYPE_CHECKING:
@@ -99,9 +100,9 @@ class NativeEngine(Runner):
         if (precision == "int8") != (model.precision == "int8"):
             fact = "is not quantised; Model.quantize makes one that is" if precision == "int8" else "is quantised"
             raise UsageError(f"precision: got {precision!r}, but the model {fact}")
-        if model.rescale == "fixed":
-            raise UsageError("rescale: the model's is 'fixed', as of a TFLite file, which is not compiled yet; "
-                             "predict and evaluate compute it in numpy")  # fmt: skip
+        if not compiles(model.network, precision):
+            raise UsageError(f"precision: got 'int8', but {model.network} in int8 is not compiled; predict and "
+                             "evaluate compute it in numpy")  # fmt: skip
         start = time.perf_counter()
         chosen = choose(target)
         whole = model.precision == "int8"
@@ -313,13 +314,42 @@ def integers(network: Network, tensors: Mapping[str, NDArray[Any]]) -> Integers:
     zero = tuple(int(value) for value in tensors["pixels.zero"])
     for layer in network.layers:
         zeros[layer.name] = zero
-        if layer.kind in ("dense", "max_pool"):
-            continue
-        zero = (int(tensors[f"{layer.name}.zero"][0]),)
-        limits = int(tensors[f"{layer.name}.high"][0]) < 255 or (layer.activation != "linear" and zero != (0,))
-        endings[layer.name] = "rescaled+limits" if limits else "rescaled+zero" if zero != (0,) else "rescaled"
+        if layer.kind != "max_pool":
+            endings[layer.name] = (_fixed if f"{layer.name}.shift" in tensors else _rescaled)(layer, tensors)
+            zero = tuple(int(value) for value in tensors.get(f"{layer.name}.zero", [0]))
     large = (x.name for x in network.layers if x.kind == "depthwise" and largest_sums(x, tensors).max() >= EXACT)
-    return Integers(endings, zeros, frozenset(large))
+    nine = (x.name for x in network.layers if x.weight_shape and _nine_bits(centred_weight(x, tensors)))
+    return Integers(endings, zeros, frozenset(large), frozenset(nine))
+
+
+def _nine_bits(weight: NDArray[np.int16]) -> bool:
+    return bool(weight.min() < -128 or weight.max() > 127)
+
+
+def _rescaled(layer: Layer, tensors: Mapping[str, NDArray[Any]]) -> str:
+    """Returns the ending of a layer with the rescale "float"."""
+    if layer.kind == "dense":
+        return "logits"
+    if _limits(layer, tensors):
+        return "rescaled+limits"
+    return "rescaled+zero" if tensors[f"{layer.name}.zero"][0] else "rescaled"
+
+
+def _fixed(layer: Layer, tensors: Mapping[str, NDArray[Any]]) -> str:
+    """Returns the ending of a layer with the rescale "fixed"."""
+    zero, shift = tensors[f"{layer.name}.zero"][0], tensors[f"{layer.name}.shift"]
+    if layer.kind == "dense":
+        return "fixed+logits once" if tensors[f"{layer.name}.roundings"][0] == 1 else "fixed+logits"
+    if layer.kind == "average_pool" and not tensors[f"{layer.name}.multiplier"][0]:
+        return "fixed+mean"
+    if layer.adds or shift.max() > 0 or lower_clamp(layer, tensors) < zero:
+        return "fixed"
+    return "fixed+relu+limits" if _limits(layer, tensors) else "fixed+relu"
+
+
+def _limits(layer: Layer, tensors: Mapping[str, NDArray[Any]]) -> bool:
+    """Whether a layer's outputs have other limits than bytes."""
+    return lower_clamp(layer, tensors) > 0 or bool(tensors[f"{layer.name}.high"][0] < 255)
 
 
 def _mark(code: Code, marks: NDArray[np.int64], number: int) -> list[int]:

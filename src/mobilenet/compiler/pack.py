@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arch import Layer
+from ..quantized import centred_weight, lower_clamp
 from . import depthwise, depthwise_bytes, ending, matrix
 from .conv import Conv
 from .dense import Dense
 from .depthwise import Depthwise
 from .depthwise_bytes import DepthwiseBytes
-from .kernel import Floats, Kernel, Words, four_order, in_word, pad
+from .kernel import Floats, Words, four_order, in_word, pad
 from .lower import Plan
 from .memory import ALIGNMENT
 from .pool import Pool
@@ -71,40 +73,71 @@ def _pack(place: Words, plan: Plan, kernel: Any, rows: tuple[NDArray[Any], NDArr
 
 
 def _whole_numbers(
-    plan: Plan, tensors: Arrays, layer: str, kernel: Kernel
+    plan: Plan, tensors: Arrays, name: str, kernel: Any
 ) -> tuple[NDArray[Any], NDArray[Any], list[NDArray[Any]]]:
     """Returns bias, weights and ending's rows of a quantised layer; what zero is in its input goes into the bias."""
-    position = next(n for n, other in enumerate(plan.network.layers) if other.name == layer)
+    position, layer = next((n, layer) for n, layer in enumerate(plan.network.layers) if layer.name == name)
     before = plan.network.layers[position - 1].name if position else "pixels"
     zero = tensors[f"{before}.zero"].astype(np.int64)
-    outputs = plan.network.layers[position].output.channels
+    outputs = layer.output.channels
+    constants = (_fixed_rows if f"{name}.shift" in tensors else _float_rows)(layer, tensors)
+    names = ending.rows(kernel.ending, getattr(kernel, "adds", False))
+    last = [np.broadcast_to(constants[row], (outputs,)) for row in names]
     if isinstance(kernel, Pool):
-        bias, weight = np.full(outputs, -kernel.pixels * int(zero[0]), np.float32), np.zeros((0, outputs), np.float32)
-    else:
-        weight = tensors[f"{layer}.weight"].astype(np.int64)
-        terms = weight * (zero if weight.ndim == 3 or len(zero) == 1 else zero[:, None])
-        bias = tensors[f"{layer}.bias"] - terms.reshape(-1, outputs).sum(0)
-        in_floats = isinstance(kernel, Depthwise) and not isinstance(kernel, DepthwiseBytes) and not kernel.large
-        exact = np.float32 if in_floats else np.int32
-        bias, weight = bias.astype(exact), weight.astype(np.float32)
-    if isinstance(kernel, Dense):
-        return bias, weight, [_row(tensors[f"{layer}.multiplier"], outputs, np.float32)]
-    facts = {"zero": f"{layer}.zero", "high": f"{layer}.high", "multiplier": f"{layer}.multiplier"}
-    facts["shortcut"] = f"{layer}.shortcut"
-    found = []
-    for name in ending.rows(kernel.ending, getattr(kernel, "adds", False)):  # type: ignore[attr-defined]
-        if name == "low":
-            value = tensors[f"{layer}.zero"] if plan.network.layers[position].activation != "linear" else np.zeros(1)
-        elif name == "shortcut_zero":
-            value = -tensors[f"{plan.network.layers[position].adds}.zero"]
-        else:
-            value = tensors[facts[name]]
-        found.append(_row(value, outputs, np.float32 if name in ending.FLOATS else np.int32))
-    return bias, weight, found
+        subtracted = int((constants["origin"] if kernel.ending == "fixed+mean" else zero)[0])
+        return np.full(outputs, -kernel.pixels * subtracted, np.int32), np.zeros((0, outputs), np.float32), last
+    weight = centred_weight(layer, tensors).astype(np.int64)
+    terms = weight * (zero if weight.ndim == 3 or len(zero) == 1 else zero[:, None])
+    bias = tensors[f"{name}.bias"] - terms.reshape(-1, outputs).sum(0)
+    if getattr(kernel, "nine", False):
+        less = 128 - tensors[f"{name}.weight_zero"]
+        weight = weight - less
+        last.append(np.broadcast_to(less, (outputs,)))
+    in_floats = isinstance(kernel, Depthwise) and not isinstance(kernel, DepthwiseBytes) and not kernel.large
+    return bias.astype(np.float32 if in_floats else np.int32), weight.astype(np.float32), last
 
 
-def _row(value: NDArray[Any], outputs: int, kind: Any) -> NDArray[Any]:
-    return np.broadcast_to(np.asarray(value, kind).reshape(-1), (outputs,))
+def _float_rows(layer: Layer, tensors: Arrays) -> dict[str, NDArray[Any]]:
+    """Returns the rows of the endings of the rescale "float" by their names."""
+    rows = {"float_multiplier": tensors[f"{layer.name}.multiplier"]}
+    if layer.kind != "dense":
+        rows |= {name: tensors[f"{layer.name}.{name}"] for name in ("zero", "high")}
+        rows["low"] = np.array([lower_clamp(layer, tensors)], np.int32)
+    if layer.adds:
+        rows["shortcut"] = tensors[f"{layer.name}.shortcut"]
+        rows["shortcut_zero"] = -tensors[f"{layer.adds}.zero"].astype(np.float32)
+    return rows
+
+
+def _fixed_rows(layer: Layer, tensors: Arrays) -> dict[str, NDArray[Any]]:
+    """Returns the rows of the endings of the rescale "fixed" by their names."""
+
+    def part(name: str) -> NDArray[np.int64]:
+        return np.asarray(tensors.get(f"{layer.name}.{name}", np.zeros(1)), np.int64)
+
+    shift, right = part("shift"), np.maximum(-part("shift"), 0)
+    floor = part("zero") if layer.kind == "dense" else 0  # logits are above it
+    rows = {
+        "left": np.maximum(shift, 0),
+        "multiplier": part("multiplier"),
+        "right": right,
+        "doubled": 2 * part("multiplier"),
+        "half": (1 << right) >> 1,
+        "places": 30 - shift,
+        "origin": part("origin"),
+        "zero": part("zero"),
+        "low": part("low") - floor,
+        "high": part("high") - floor,
+    }
+    if layer.adds:
+        rows |= {"own_low": -part("sum_zero"), "own_high": 255 - part("sum_zero")}
+        for n, term in enumerate(("own", "shortcut", "sum")):
+            rows[f"{term}_multiplier"], rows[f"{term}_right"] = part("sum_multiplier")[[n]], -part("sum_shift")[[n]]
+    whole = {name: row.astype(np.uint32).view(np.int32) for name, row in rows.items()}
+    floats = {"scale": tensors[f"{layer.name}.scale"]}
+    if layer.adds:
+        floats["shortcut_zero"] = -tensors[f"{layer.adds}.zero"].astype(np.float32)
+    return whole | floats
 
 
 def _scaling(kernel: Scale, channels: int, mean: Sequence[float], std: Sequence[float]) -> Words:

@@ -1,5 +1,6 @@
 """Pointwise convolution: the product of [pixels, inputs] and [inputs, outputs], with bias, activation and shortcut."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -7,7 +8,7 @@ from . import ending, matrix
 from .kernel import Kernel
 
 if TYPE_CHECKING:
-    from .ir import Code, Index, Pointer
+    from .ir import Code, Index, Pointer, Value
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Pointwise(Kernel):
         ending: as `ending` says.
         adds: whether `extra`, laid out as the output, is added after the activation.
         high, wide: the register tile: pixels and vectors.
+        nine: whether weights have nine bits, as `matrix.completed` says.
         ahead: cache lines of the next panel's weights to ask for in each round of the loop over inputs; 0 for none.
     """
 
@@ -33,14 +35,15 @@ class Pointwise(Kernel):
     vectors: int
     ending: str
     adds: bool
+    nine: bool
     high: int
     wide: int
     ahead: int
 
     @property
     def rows(self) -> int:
-        """Rows of parameters: bias, inputs, and the ending's."""
-        return 1 + self.inputs + len(ending.rows(self.ending, self.adds))
+        """Rows of parameters: bias, inputs, the ending's, and what nine bits need."""
+        return 1 + self.inputs + len(ending.rows(self.ending, self.adds)) + self.nine
 
     @property
     def parameters(self) -> int:
@@ -50,8 +53,6 @@ class Pointwise(Kernel):
     def emit(self, code: "Code") -> None:
         """Writes the kernel."""
         source = code.source.shaped(self.stride, 1, numbers=self.numbers)
-        out = code.out.shaped(self.outputs, 1, numbers=self.numbers)
-        shortcut = code.extra.shaped(self.outputs, 1, numbers=self.numbers)
 
         def panel(channel: "Index", parameters: "Pointer", wide: int) -> None:
             def tile(pixel: "Index") -> None:
@@ -62,10 +63,26 @@ class Pointwise(Kernel):
                     rounds = self.inputs // matrix.UNROLL
                     ahead = matrix.ahead_of(parameters, size, rounds, pixel, self.high, self.ahead)
                 sums = matrix.tile(code, self.high, wide, [piece], self.inputs, parameters, ahead)
-                last = parameters.shaped(wide * code.lanes, 1).at(1 + self.inputs).shaped(wide * code.lanes, 1)
-                added = shortcut.at(pixel, channel).shaped(self.outputs, 1) if self.adds else None
-                matrix.store(code, sums, self.ending, last, out.at(pixel, channel).shaped(self.outputs, 1), added)
+                self.store(code, sums, pixel, channel, parameters)
 
             code.tiles(code.begin, code.end, self.high, tile)
 
         matrix.for_panels(code, self.vectors, self.wide, self.rows, panel)
+
+    def store(
+        self,
+        code: "Code",
+        sums: "Sequence[Sequence[Value]]",
+        pixel: "Index",
+        channel: "Index",
+        panel: "Pointer",
+    ) -> None:
+        """Stores the sums [pixel][vector] from a pixel and a channel on; `panel` is parameters, [row][channel]."""
+        out, shortcut = (part.shaped(self.outputs, 1, numbers=self.numbers) for part in (code.out, code.extra))
+        if self.nine:
+            source = code.source.shaped(self.stride, 1, numbers=self.numbers)
+            pixels = [[source.at(code.sum(pixel, n))] for n in range(len(sums))]
+            sums = matrix.completed(code, sums, pixels, 4 * self.inputs, panel.at(self.rows - 1))
+        last = panel.at(1 + self.inputs).shaped(*panel.strides)
+        added = shortcut.at(pixel, channel).shaped(self.outputs, 1) if self.adds else None
+        matrix.store(code, sums, self.ending, last, out.at(pixel, channel).shaped(self.outputs, 1), added)

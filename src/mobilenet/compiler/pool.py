@@ -15,7 +15,7 @@ class Pool(Kernel):
     """Is the kernel; called with vectors of channels begin..end.
 
     Attributes:
-        numbers: that inputs and outputs are. Sums of bytes are exact: less than 2^24.
+        numbers: that inputs and outputs are.
         kind: "average_pool" or "max_pool".
         ending: of a mean; of bytes it rescales the sum, with the bias before it among the parameters.
         pixels: of the map.
@@ -47,16 +47,25 @@ class Pool(Kernel):
         names = ending.rows(self.ending)
 
         def vector(c: "Index") -> None:
+            def constants(place: int, numbers: str) -> "Value":
+                return parameters.shaped(*parameters.strides, numbers=numbers).at(c, place).load()
+
             def row(name: str, numbers: str) -> "Value":
-                return parameters.shaped(*parameters.strides, numbers=numbers).at(c, 1 + names.index(name)).load()
+                return constants(1 + names.index(name), numbers)
 
             def join(pixel: "Index", found: "Value") -> "list[Value]":
-                x = source.at(pixel, c).load()
-                return [code.add(found, x) if self.kind == "average_pool" else code.maximum(x, found)]
+                x = source.at(pixel, c).load(whole=bool(names))
+                if self.kind == "max_pool":
+                    return [code.maximum(x, found)]
+                return [code.plus(found, x) if names else code.add(found, x)]
 
-            (found,) = code.unrolled(self.pixels - 1, 4, lambda i, x: join(code.sum(i, 1), x), [source.at(0, c).load()])
+            first = source.at(0, c).load(whole=bool(names))
+            (found,) = code.unrolled(self.pixels - 1, 4, lambda i, x: join(code.sum(i, 1), x), [first])
             if names:
-                found = ending.finish(code, code.add(found, parameters.at(c, 0).load()), self.ending, row, exact=True)
+                found = code.plus(found, constants(0, "i32"))
+                if self.ending == "fixed+mean":
+                    found = code.fixed.mean(found, self.pixels)
+                found = ending.finish(code, found, self.ending, row)
             elif self.numbers == "u8":
                 found = code.rounded(found)
             elif self.kind == "average_pool":

@@ -38,8 +38,6 @@ class Tiled(Pointwise):
         scratch = code.scratch(self.high * self.wide * code.lanes)
         words = 4 // code.size(self.numbers)
         source = code.source.shaped(self.stride, words, numbers=self.numbers)
-        out = code.out.shaped(self.outputs, 1, numbers=self.numbers)
-        shortcut = code.extra.shaped(self.outputs, 1, numbers=self.numbers)
 
         def panel(channel: "Index", parameters: "Pointer", wide: int) -> None:
             def block(pixel: "Index") -> None:
@@ -51,10 +49,7 @@ class Tiled(Pointwise):
                 multiply(code, pieces, self.inputs, self.depth, parameters, wide, scratch, side, ahead)
 
                 def pixels(p: "Index", sums: "list[list[Value]]") -> None:
-                    place = code.sum(pixel, p), channel
-                    added = shortcut.at(*place).shaped(self.outputs, 1) if self.adds else None
-                    last = parameters.at(1 + self.inputs).shaped(wide * code.lanes, 1)
-                    matrix.store(code, sums, self.ending, last, out.at(*place).shaped(self.outputs, 1), added)
+                    self.store(code, sums, code.sum(pixel, p), channel, parameters)
 
                 for_pixels(code, scratch, self.numbers, self.high, wide, parameters, pixels)
 
