@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from compiler_tools import guarded_floats, tape
+from compiler_tools import EMULATED, guarded_floats, tape
 from int8_makers import random_bytes, random_int8, random_int8_model
 from members import DEEP, random_members
 from mobilenet import integer
@@ -63,9 +63,10 @@ def test_random_members_give_the_references_bits(target: Target, number: int) ->
     )
 
 
+@pytest.mark.parametrize("emulated", EMULATED, ids=lambda target: target.name)
 @pytest.mark.parametrize("number", range(len(MEMBERS)))
-def test_random_members_give_the_references_bits_on_neon(number: int) -> None:
-    model, target = random_int8_model(MEMBERS[number], number), TARGETS["neon"]
+def test_random_members_give_the_references_bits_emulated(emulated: Target, number: int) -> None:
+    model, target = random_int8_model(MEMBERS[number], number), emulated
     facts = native.integers(model.network, model.tensors)
     plan = lower(model.network, target, precision="int8", integers=facts, fuse=number % 2 == 0)
     if plan.numbers == "u8":

@@ -111,7 +111,7 @@ class _Chunk:
         k, code = self.kernel, self.code
         if isinstance(place, int) and not 0 <= place < k.width:
             byte = k.zero * (0x01010101 if k.words == 1 else 0x00010001)
-            return [code.whole_numbers(byte)] * (4 * k.words)
+            return [code.factors(code.whole_numbers(byte))] * (4 * k.words)
         rows: list[Pointer | None] = [row.at(place, self.channel) for row in self.inputs]
         return code.interleaved(rows + [None] * (_ROWS - len(rows)), _ROWS // k.words)
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
 
-from .kernel import SIZES, four_order, in_word
+from .kernel import SIZES, four_order, in_word, less
 from .targets import Target
 
 Value = Any  # an SSA value of llvmlite, which has no types
@@ -134,16 +134,24 @@ class Code:
 
         Args:
             numbers: what the inputs are in memory.
-            inputs: a vector of one word, as `Pointer.word` returns.
+            inputs: a vector of one word, as `Pointer.word` returns, or of words as `interleaved` does.
             weights: a vector of words.
         """
         if numbers == "f32":
             return self.fma(inputs, weights, sums)
         if numbers == "bf16":
             return self._dot_bf16(inputs, weights, sums)
-        if in_word(numbers, self.target) == 4:
+        if in_word(numbers, self.target) == 2:
+            return self.builder.add(sums, self._pairs(inputs, weights))
+        if "vnni" in self.target.words:
             return self._call(f"llvm.x86.avx512.vpdpbusd.{32 * self.lanes}", self._words, sums, inputs, weights)
-        return self.builder.add(sums, self._pairs(inputs, weights))
+        (name,) = self.target.words
+        x, w = (self.builder.bitcast(value, ir.VectorType(_I8, 16)) for value in (inputs, weights))
+        return self._call(f"llvm.aarch64.neon.{name}.v4i32.v16i8", self._words, sums, x, w)
+
+    def factors(self, bytes_: Value) -> Value:
+        """Returns words of bytes as `dot` takes them, `less` on some machines."""
+        return self.builder.xor(bytes_, self.whole_numbers(-0x7F7F7F80)) if less(self.target) else bytes_
 
     def _pairs(self, x: Value, w: Value) -> Value:
         """Returns the sums of two products each, of the halves of words."""
@@ -272,7 +280,7 @@ class Code:
                         both = self._zipped(b.bitcast(pairs, ir.VectorType(_I16, 2 * lanes)), other, upper)
                     else:
                         both = self._zipped(pairs, zeros, upper)
-                    found.append(b.bitcast(both, self._words))
+                    found.append(self.factors(b.bitcast(both, self._words)))
         return found
 
     def _zipped(self, x: Value, y: Value, high: bool) -> Value:
@@ -516,7 +524,7 @@ class Pointer:
         if self.numbers == "bf16":
             return self._repeated(_I32, lanes, 4)
         if in_word(self.numbers, code.target) == 4:
-            return self._repeated(_I32, lanes, 1)
+            return code.factors(self._repeated(_I32, lanes, 1))
         pairs = b.bitcast(self._repeated(_I16, lanes, 1), ir.VectorType(_I8, 2 * lanes))
         return b.bitcast(b.zext(pairs, ir.VectorType(_I16, 2 * lanes)), code._words)
 
