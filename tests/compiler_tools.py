@@ -174,9 +174,11 @@ def _until_waits(steps: Sequence[Step | None]) -> list[list[Step]]:
     return found
 
 
-def tape(plan: Plan, image: bytes, functions: dict[str, int], weights: np.ndarray) -> Any:
-    """Returns a plan ready to run, here or emulated."""
-    decode = partial(native._floats, plan.numbers, (1.0, 0.0))
+def tape(
+    plan: Plan, image: bytes, functions: dict[str, int], weights: np.ndarray, last: tuple[float, float] = (1.0, 0.0)
+) -> Any:
+    """Returns a plan ready to run, here or emulated; `last` is scale and zero point of the last layer's bytes."""
+    decode = partial(native._floats, plan.numbers, last)
     if plan.target in runnable():
         return native._Tape(plan, Code(image, functions), weights, decode)
     return EmulatedTape(plan, image, functions, weights, decode)

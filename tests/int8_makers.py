@@ -12,19 +12,23 @@ from mobilenet.model import Model
 Tensors = dict[str, NDArray[Any]]
 
 
-def random_int8(network: Network, seed: int = 0, images: int = 4) -> Tensors:
+def random_int8(network: Network, seed: int = 0, images: int = 4, ranges: int | None = None) -> Tensors:
     """Returns tensors of an int8 model of the network; multipliers are set layer by layer on random pixels.
 
     Weights are of all magnitudes up to 127, zero points and upper clamps anywhere, and of a layer's outputs, over the
     random pixels, about a tenth lie below the lower clamp and a tenth above the upper.
+
+    Args:
+        ranges: the seed of zero points and clamps, on which machine code depends; None for `seed`'s generator.
     """
     generator = np.random.default_rng(seed)
+    choose = generator if ranges is None else np.random.default_rng(ranges)
     pixels = random_bytes(network, images, seed)
-    tensors: Tensors = {quantized.PIXELS_ZERO: generator.integers(0, 256, network.channels).astype(np.int32)}
+    tensors: Tensors = {quantized.PIXELS_ZERO: choose.integers(0, 256, network.channels).astype(np.int32)}
     found: dict[str, NDArray[Any]] = {}
     x, zero_in, scale_in = pixels, tensors[quantized.PIXELS_ZERO], 1.0
     for layer in network.layers:
-        _random_layer(layer, tensors, generator, x, zero_in, scale_in, found)
+        _random_layer(layer, tensors, generator, choose, x, zero_in, scale_in, found)
         if layer.kind != "dense":
             found[layer.name] = x = _one(layer, tensors, zero_in, x, found)
             zero_in, scale_in = tensors[f"{layer.name}.zero"], float(tensors[f"{layer.name}.scale"][0])
@@ -32,9 +36,9 @@ def random_int8(network: Network, seed: int = 0, images: int = 4) -> Tensors:
     return tensors
 
 
-def random_int8_model(network: Network, seed: int = 0, **parts: Any) -> Model:
+def random_int8_model(network: Network, seed: int = 0, ranges: int | None = None, **parts: Any) -> Model:
     """Returns an int8 model with `random_int8`."""
-    return Model(network, random_int8(network, seed), precision="int8", **parts)
+    return Model(network, random_int8(network, seed, ranges=ranges), precision="int8", **parts)
 
 
 def random_bytes(network: Network, count: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -47,6 +51,7 @@ def _random_layer(
     layer: Layer,
     tensors: Tensors,
     generator: np.random.Generator,
+    choose: np.random.Generator,
     x: NDArray[np.uint8],
     zero_in: NDArray[np.int32],
     scale_in: float,
@@ -58,9 +63,9 @@ def _random_layer(
         tensors |= {f"{name}.high": np.array([255], np.int32)}
         return
     relu = layer.activation != "linear"
-    high = int(generator.integers(150, 256)) if layer.activation == "relu6" else 255
-    zero = int(generator.integers(0, 100 if relu else 256))
-    scale = float(generator.uniform(0.001, 0.1))
+    high = int(choose.integers(150, 256)) if layer.activation == "relu6" else 255
+    zero = int(choose.integers(0, 100 if relu else 256))
+    scale = float(choose.uniform(0.001, 0.1))
     if layer.weight_shape is not None:
         largest = generator.integers(1, 128, outs)
         weight = np.rint(generator.uniform(-1, 1, layer.weight_shape) * largest).astype(np.int8)
