@@ -123,9 +123,10 @@ def test_results_are_the_same_however_they_are_computed() -> None:
 def test_one_image_over_threads_is_the_same(threads: int) -> None:
     """Bit by bit: V2 with strips and with layers split by channels, and V1, whose last layers are a few pixels."""
     for network in (v2(0.5, (160, 129), 70), v1(0.5, (128, 150), 9), v2(0.35, 64, 5, separable=False)):
-        model = trained(network, threads)
-        pixels = images(network, 1, threads)
-        assert np.array_equal(NativeEngine(model, threads)(pixels), NativeEngine(model, 1)(pixels))
+        engine, pixels = NativeEngine(trained(network, threads), threads), images(network, 2, threads)
+        apart = engine(pixels)  # each on one thread
+        assert np.array_equal(engine(pixels[:1]), apart[:1])
+        assert np.array_equal(engine(pixels[1:]), apart[1:])
 
 
 @pytest.mark.skipif(not UNICORN, reason="needs unicorn")

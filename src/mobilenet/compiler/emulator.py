@@ -29,7 +29,7 @@ class Emulator:
         except ImportError:
             raise MobileNetError(f"running {target.name} code here needs: pip install 'mobilenet[emulate]'") from None
         if target.machine not in _MACHINES or "usdot" in target.words:
-            raise MobileNetError(f"running {target.name} code here: unicorn has no {target.machine} with its instructions")
+            raise MobileNetError(f"running {target.name} code here: unicorn has no such {target.machine} processor")
         library: Any = unicorn
         self._error = library.UcError
         self._uc, self._registers = _MACHINES[target.machine](library, target)
