@@ -1,5 +1,6 @@
 """Quantised networks as machine code: bit by bit what the integer reference says, on every instruction set."""
 
+import re
 from functools import cache
 from itertools import islice
 
@@ -12,9 +13,15 @@ from members import DEEP, endless_members
 from mobilenet import integer
 from mobilenet.arch import SCALINGS, Network, v1, v2
 from mobilenet.compiler import native, pack, store
-from mobilenet.compiler.build import build
+from mobilenet.compiler.build import assembly, build
+from mobilenet.compiler.conv import Conv
+from mobilenet.compiler.dense import Dense
+from mobilenet.compiler.depthwise_bytes import DepthwiseBytes
 from mobilenet.compiler.lower import lower
 from mobilenet.compiler.native import NativeEngine
+from mobilenet.compiler.pointwise import Pointwise
+from mobilenet.compiler.pool import Pool
+from mobilenet.compiler.scale import Scale
 from mobilenet.compiler.targets import TARGETS, Target, runnable
 from mobilenet.cost import cost
 from mobilenet.errors import UsageError
@@ -120,6 +127,18 @@ def test_a_depthwise_bias_beyond_the_whole_numbers_of_floats(target: Target) -> 
     tensors[f"{name}.bias"][:3] = (2**24 + 1, -(2**24) - 3, 2**30 + 1)
     tensors[f"{name}.multiplier"][:3] = (100 / 2**24, -100 / -(2**24), 100 / 2**30)
     check(Model(network, tensors, precision="int8"), 2, target, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "word"), [("avxvnni", "vpdpbusd"), ("avx512vnni", "vpdpbusd"), ("neondot", "sdot"), ("neoni8mm", "usdot")]
+)
+def test_bytes_are_multiplied_four_at_a_time(name: str, word: str) -> None:
+    model, target = random_int8_model(v1(0.25, 32, classes=3)), TARGETS[name]
+    plan = lower(model.network, target, precision="int8", integers=native.integers(model.network, model.tensors))
+    kernels = {type(kernel): kernel for kernel in plan.kernels if not isinstance(kernel, Scale | Pool)}
+    assert set(kernels) == {Conv, DepthwiseBytes, Pointwise, Dense}
+    for kernel in kernels.values():
+        assert re.search(rf"\b{word}\b", assembly(kernel, target))
 
 
 def test_feature_maps_come_back_as_floats() -> None:

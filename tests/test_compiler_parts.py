@@ -3,7 +3,6 @@
 import hashlib
 import os
 import random
-import re
 import stat
 import struct
 import time
@@ -21,9 +20,6 @@ from members import random_members
 from mobilenet.arch import v1, v2
 from mobilenet.common import files
 from mobilenet.compiler import build, link, loader, schedule, store, targets
-from mobilenet.compiler.conv import Conv
-from mobilenet.compiler.dense import Dense
-from mobilenet.compiler.depthwise_bytes import DepthwiseBytes
 from mobilenet.compiler.lower import lower
 from mobilenet.compiler.matrix import tile_shape
 from mobilenet.compiler.memory import ALIGNMENT, Buffer, place
@@ -197,18 +193,6 @@ def test_assembly_is_there_to_be_read() -> None:
     assert "vfmadd" in build.assembly(KERNEL, TARGETS["avx2"])
     assert "zmm" in build.assembly(KERNEL, TARGETS["avx512"])
     assert "fmla" in build.assembly(KERNEL, TARGETS["neon"])
-
-
-@pytest.mark.parametrize(
-    ("name", "word"), [("avxvnni", "vpdpbusd"), ("avx512vnni", "vpdpbusd"), ("neondot", "sdot"), ("neoni8mm", "usdot")]
-)
-def test_bytes_are_multiplied_four_at_a_time(name: str, word: str) -> None:
-    target = TARGETS[name]
-    plan = lower(v1(0.25, 32), target, precision="int8")
-    kernels = {type(kernel): kernel for kernel in plan.kernels if kernel.parameters}
-    assert set(kernels) == {Conv, DepthwiseBytes, Pointwise, Dense}
-    for kernel in kernels.values():
-        assert re.search(rf"\b{word}\b", build.assembly(kernel, target))
 
 
 @pytest.mark.skipif(not QEMU, reason="needs qemu-aarch64")
