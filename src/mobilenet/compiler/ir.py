@@ -20,7 +20,7 @@ from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
 
-from .kernel import SIZES, four_order, in_word, less
+from .kernel import SIZES, byte_offset, four_order, in_word
 from .targets import Target
 
 Value = Any  # an SSA value of llvmlite, which has no types
@@ -149,9 +149,9 @@ class Code:
         x, w = (self.builder.bitcast(value, ir.VectorType(_I8, 16)) for value in (inputs, weights))
         return self._call(f"llvm.aarch64.neon.{name}.v4i32.v16i8", self._words, sums, x, w)
 
-    def factors(self, bytes_: Value) -> Value:
-        """Returns words of bytes as `dot` takes them, `less` on some machines."""
-        return self.builder.xor(bytes_, self.whole_numbers(-0x7F7F7F80)) if less(self.target) else bytes_
+    def fours(self, words: Value) -> Value:
+        """Returns words of four bytes as `dot` takes them: less `byte_offset`."""
+        return self.builder.xor(words, self.whole_numbers(-0x7F7F7F80)) if byte_offset(self.target) else words
 
     def _pairs(self, x: Value, w: Value) -> Value:
         """Returns the sums of two products each, of the halves of words."""
@@ -280,7 +280,8 @@ class Code:
                         both = self._zipped(b.bitcast(pairs, ir.VectorType(_I16, 2 * lanes)), other, upper)
                     else:
                         both = self._zipped(pairs, zeros, upper)
-                    found.append(self.factors(b.bitcast(both, self._words)))
+                    words = b.bitcast(both, self._words)
+                    found.append(self.fours(words) if size == 4 else words)
         return found
 
     def _zipped(self, x: Value, y: Value, high: bool) -> Value:
@@ -524,7 +525,7 @@ class Pointer:
         if self.numbers == "bf16":
             return self._repeated(_I32, lanes, 4)
         if in_word(self.numbers, code.target) == 4:
-            return code.factors(self._repeated(_I32, lanes, 1))
+            return code.fours(self._repeated(_I32, lanes, 1))
         pairs = b.bitcast(self._repeated(_I16, lanes, 1), ir.VectorType(_I8, 2 * lanes))
         return b.bitcast(b.zext(pairs, ir.VectorType(_I16, 2 * lanes)), code._words)
 

@@ -23,9 +23,9 @@ def in_word(numbers: str, target: Target) -> int:
     return {"f32": 1, "bf16": 2}.get(numbers) or (4 if target.words & {"vnni", "usdot", "sdot"} else 2)
 
 
-def less(target: Target) -> int:
-    """Returns what bytes are less when words of them are multiplied: 128 makes signed bytes of them, for machines that
-    multiply no others. Biases make up for it."""  # fmt: skip
+def byte_offset(target: Target) -> int:
+    """Returns what is taken from each of four bytes before a machine multiplies them: 128 makes signed bytes of them,
+    where it multiplies no others. Biases make up for it."""  # fmt: skip
     return 128 if "sdot" in target.words else 0
 
 

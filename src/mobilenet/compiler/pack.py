@@ -11,7 +11,7 @@ from .conv import Conv
 from .dense import Dense
 from .depthwise import Depthwise
 from .depthwise_bytes import DepthwiseBytes
-from .kernel import Floats, Kernel, Words, four_order, in_word, less, pad
+from .kernel import Floats, Kernel, Words, byte_offset, four_order, in_word, pad
 from .lower import Plan
 from .memory import ALIGNMENT
 from .pool import Pool
@@ -79,10 +79,10 @@ def _whole_numbers(
         bias, weight = np.full(outputs, -kernel.pixels * int(zero[0]), np.float32), np.zeros((0, outputs), np.float32)
     else:
         weight = tensors[f"{layer}.weight"].astype(np.int64)
-        if isinstance(kernel, DepthwiseBytes) or not isinstance(kernel, Depthwise):
-            zero = zero - less(plan.target)
         terms = weight * (zero if weight.ndim == 3 or len(zero) == 1 else zero[:, None])
         bias = tensors[f"{layer}.bias"] - terms.reshape(-1, outputs).sum(0)
+        if not isinstance(kernel, Depthwise) or (isinstance(kernel, DepthwiseBytes) and kernel.words == 1):
+            bias += byte_offset(plan.target) * weight.reshape(-1, outputs).sum(0)
         in_floats = isinstance(kernel, Depthwise) and not isinstance(kernel, DepthwiseBytes) and not kernel.large
         exact = np.float32 if in_floats else np.int32
         bias, weight = bias.astype(exact), weight.astype(np.float32)
