@@ -66,7 +66,8 @@ def drawn(target: Target, number: int, draw: int) -> Model:
 
 
 def check(model: Model, images: int, target: Target, seed: int, **options: bool) -> None:
-    pixels = guarded_copy(random_bytes(model.network, images, seed))
+    kind = np.float32 if seed % 2 else np.uint8
+    pixels = guarded_copy(random_bytes(model.network, images, seed).astype(kind))
     found = NativeEngine(model, 1, target=target.name, **options)(pixels)
     np.testing.assert_array_equal(found, integer.forward(model.network, model.tensors, pixels))
 

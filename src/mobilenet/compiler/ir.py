@@ -243,6 +243,9 @@ class Code:
 
     def rounded(self, x: Value) -> Value:
         """Returns floats as whole numbers, rounded to the nearest, to the even one of two; they must fit."""
+        if self.target.machine == "x86_64" and self.lanes == 4:
+            # LLVM 22 makes of lrint of a load cvtps2dq from memory, which without AVX faults where it is not aligned.
+            return self._call("llvm.x86.sse2.cvtps2dq", self._words, x)
         return self._call(f"llvm.lrint.v{self.lanes}i32.v{self.lanes}f32", self._words, x)
 
     def plus(self, x: Value, y: Value) -> Value:
