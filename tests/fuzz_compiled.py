@@ -25,32 +25,34 @@ from mobilenet.compiler.targets import runnable
 from mobilenet.cost import cost
 from test_compiler_networks import trained
 
+WEIGHTS = 4
+
 
 def check(network: Network, seed: int) -> str:
-    """Compiles a network and compares it; returns what was drawn for it."""
+    """Compiles a network and compares it with several weights, which need no new code; returns what was drawn."""
     pick = random.Random(seed)
     target, threads, fuse = pick.choice(runnable()), pick.randint(1, 3), pick.random() < 0.7
     precisions = ("int8", "int8", "f32", "bf16") if network.separable or network.family == "v1" else ("f32", "bf16")
-    precision, seed = pick.choice(precisions), pick.randrange(1 << 30)
-    schedule.CACHE = pick.choice((1 << 19, 1 << 16, 1 << 13))
-    model = random_int8_model(network, seed) if precision == "int8" else trained(network, seed)
-    pixels = np.random.default_rng(seed).integers(0, 256, (pick.randint(2, 4), *network.input), dtype=np.uint8)
-    pixels = guarded_copy(pixels.astype(pick.choice((np.uint8, np.float32))))
-    engine = NativeEngine(model, threads, precision=precision, target=target.name, fuse=fuse)
-    found = engine(pixels)
-    drawn = f"{precision} {target.name}"
-    where = f"{network} {drawn} threads {threads} fuse {fuse} cache {schedule.CACHE} seed {seed}"
-    for n, alone in enumerate(found):
-        assert np.array_equal(engine(pixels[n : n + 1])[0], alone), f"image {n} alone differs: {where}"
-    if precision == "int8":
-        assert np.array_equal(found, integer.forward(network, model.tensors, pixels)), f"bits differ: {where}"
-        return drawn
-    storage = 2.0**-7 if precision == "bf16" else 0.0
-    expected = reference.forward(network, model.tensors, pixels)
-    allowed = reference.tolerance(network, model.tensors, pixels, EPSILON, storage=storage)
-    allowed += max(EPSILON, storage) * np.abs(expected)
-    assert (np.abs(found - expected) <= allowed).all(), f"logits differ: {where}"
-    return drawn
+    precision, cache = pick.choice(precisions), pick.choice((1 << 19, 1 << 16, 1 << 13))
+    schedule.CACHE = cache
+    where = f"seed {seed}: {network} {precision} {target.name} threads {threads} fuse {fuse} cache {cache}"
+    for draw in range(WEIGHTS):
+        model = random_int8_model(network, draw, ranges=seed) if precision == "int8" else trained(network, draw)
+        pixels = np.random.default_rng(draw).integers(0, 256, (pick.randint(2, 4), *network.input))
+        pixels = guarded_copy(pixels.astype(pick.choice((np.uint8, np.float32))))
+        engine = NativeEngine(model, threads, precision=precision, target=target.name, fuse=fuse)
+        found = engine(pixels)
+        for n, alone in enumerate(found):
+            assert np.array_equal(engine(pixels[n : n + 1])[0], alone), f"image {n} alone differs: {where}"
+        if precision == "int8":
+            assert np.array_equal(found, integer.forward(network, model.tensors, pixels)), f"bits differ: {where}"
+            continue
+        storage = 2.0**-7 if precision == "bf16" else 0.0
+        expected = reference.forward(network, model.tensors, pixels)
+        allowed = reference.tolerance(network, model.tensors, pixels, EPSILON, storage=storage)
+        allowed += max(EPSILON, storage) * np.abs(expected)
+        assert (np.abs(found - expected) <= allowed).all(), f"logits differ: {where}"
+    return f"{precision} {target.name}"
 
 
 def main(seconds: float, seed: int) -> None:
@@ -67,7 +69,11 @@ def main(seconds: float, seed: int) -> None:
             counts[check(network, seed * 1_000_003 + number)] += 1
             if time.monotonic() > end:
                 break
-    print(f"{sum(counts.values())} networks", *sorted(f"{count} {name}" for name, count in counts.items()), sep="\n")
+    print(
+        f"{sum(counts.values())} networks, {WEIGHTS} weights each",
+        *sorted(f"{count} {name}" for name, count in counts.items()),
+        sep="\n",
+    )
 
 
 if __name__ == "__main__":
