@@ -11,6 +11,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import coverage
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -85,6 +86,9 @@ def _child(
     from mobilenet.errors import MobileNetError
     from mobilenet.training.train import train
 
+    # Not measured: a signal's exception amid the measuring would leave its lock held, and the process waiting for ever.
+    if measured := coverage.Coverage.current():
+        measured.stop()
     os.environ.update(environment)
     if die_at:
         _die_at_change(die_at)
