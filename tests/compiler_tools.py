@@ -1,6 +1,6 @@
 """What the compiler's tests share: chains of layers that are no network, memory between pages that can't be touched.
 
-Code for another processor's instructions runs emulated where the package unicorn is there.
+Code for another processor's instructions runs emulated where the package unicorn or QEMU is there.
 """
 
 import ctypes
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from arm_linux import QEMU, ArmLinux
 from mobilenet import reference
 from mobilenet.arch import Conventions, Layer, Shape
 from mobilenet.compiler import native
@@ -28,6 +29,11 @@ from mobilenet.compiler.targets import TARGETS, Target, runnable
 from mobilenet.weights import fold
 
 UNICORN = importlib.util.find_spec("unicorn") is not None
+EMULATED = tuple(
+    target
+    for target in TARGETS.values()
+    if target.machine == "aarch64" and target not in runnable() and (QEMU if "usdot" in target.words else UNICORN)
+)
 
 
 class Machine(NamedTuple):
@@ -47,7 +53,7 @@ class Machine(NamedTuple):
 
 def machines() -> list[Machine]:
     """Returns those that run here, or emulated, and differ in the code that is made for floats."""
-    tested = dict.fromkeys((*runnable(), *([TARGETS["neon"]] if UNICORN else ())))
+    tested = (*runnable(), *EMULATED)
     found = [Machine(target, "f32") for target in tested if not target.words]
     return found + [Machine(t, "bf16") for t in tested if "bf16" in t.words or t.name in ("avx2", "neon")]
 
@@ -127,7 +133,7 @@ class EmulatedTape:
 
     def __init__(self, plan: Plan, image: bytes, functions: dict[str, int], weights: np.ndarray, decode: Any) -> None:
         self.plan, self.decode = plan, decode
-        self.machine = machine = Emulator(plan.target)
+        self.machine = machine = ArmLinux() if "usdot" in plan.target.words else Emulator(plan.target)
         code = machine.map(image, "rx")
         self.address = {name: code + offset for name, offset in functions.items()}
         self.bases = {
@@ -168,9 +174,11 @@ def _until_waits(steps: Sequence[Step | None]) -> list[list[Step]]:
     return found
 
 
-def tape(plan: Plan, image: bytes, functions: dict[str, int], weights: np.ndarray) -> Any:
-    """Returns a plan ready to run, here or emulated."""
-    decode = partial(native._floats, plan.numbers, (1.0, 0.0))
+def tape(
+    plan: Plan, image: bytes, functions: dict[str, int], weights: np.ndarray, last: tuple[float, float] = (1.0, 0.0)
+) -> Any:
+    """Returns a plan ready to run, here or emulated; `last` is scale and zero point of the last layer's bytes."""
+    decode = partial(native._floats, plan.numbers, last)
     if plan.target in runnable():
         return native._Tape(plan, Code(image, functions), weights, decode)
     return EmulatedTape(plan, image, functions, weights, decode)

@@ -14,20 +14,26 @@ from mobilenet.quantized import Rescale
 Tensors = dict[str, NDArray[Any]]
 
 
-def random_int8(network: Network, seed: int = 0, images: int = 4, rescale: Rescale = "float") -> Tensors:
+def random_int8(
+    network: Network, seed: int = 0, images: int = 4, rescale: Rescale = "float", ranges: int | None = None
+) -> Tensors:
     """Returns tensors of an int8 model of the network; multipliers are set layer by layer on random pixels.
 
     Weights are of all magnitudes up to 127, zero points and upper clamps anywhere, and of a layer's outputs, over the
     random pixels, about a tenth lie below the lower clamp and a tenth above the upper. With the rescale "fixed" weights
     have zero points, and some channels factors and sums as large and as small as they can be.
+
+    Args:
+        ranges: the seed of zero points and clamps, on which machine code depends; None for `seed`'s generator.
     """
     generator = np.random.default_rng(seed)
+    choose = generator if ranges is None else np.random.default_rng(ranges)
     pixels = random_bytes(network, images, seed)
-    tensors: Tensors = {quantized.PIXELS_ZERO: generator.integers(0, 256, network.channels).astype(np.int32)}
+    tensors: Tensors = {quantized.PIXELS_ZERO: choose.integers(0, 256, network.channels).astype(np.int32)}
     found: dict[str, NDArray[Any]] = {}
     x, zero_in, scale_in = pixels, tensors[quantized.PIXELS_ZERO], 1.0
     for layer in network.layers:
-        _random_layer(layer, tensors, generator, x, zero_in, scale_in, found, rescale)
+        _random_layer(layer, tensors, generator, choose, x, zero_in, scale_in, found, rescale)
         if rescale == "fixed" and layer.kind != "max_pool":
             _fix(layer, tensors, generator)
         if layer.kind != "dense":
@@ -39,9 +45,11 @@ def random_int8(network: Network, seed: int = 0, images: int = 4, rescale: Resca
     return tensors
 
 
-def random_int8_model(network: Network, seed: int = 0, rescale: Rescale = "float", **parts: Any) -> Model:
+def random_int8_model(
+    network: Network, seed: int = 0, rescale: Rescale = "float", ranges: int | None = None, **parts: Any
+) -> Model:
     """Returns an int8 model with `random_int8`."""
-    tensors = random_int8(network, seed, rescale=rescale)
+    tensors = random_int8(network, seed, rescale=rescale, ranges=ranges)
     return Model(network, tensors, precision="int8", rescale=rescale, **parts)
 
 
@@ -55,6 +63,7 @@ def _random_layer(
     layer: Layer,
     tensors: Tensors,
     generator: np.random.Generator,
+    choose: np.random.Generator,
     x: NDArray[np.uint8],
     zero_in: NDArray[np.int32],
     scale_in: float,
@@ -67,11 +76,11 @@ def _random_layer(
         tensors |= {f"{name}.high": np.array([255], np.int32)}
         return
     relu = layer.activation != "linear"
-    high = int(generator.integers(150, 256)) if layer.activation == "relu6" else 255
-    zero = int(generator.integers(0, 100 if relu else 256))
-    if rescale == "fixed" and generator.integers(3):  # as converters have it
+    high = int(choose.integers(150, 256)) if layer.activation == "relu6" else 255
+    zero = int(choose.integers(0, 100 if relu else 256))
+    if rescale == "fixed" and choose.integers(3):  # as converters have it
         zero, high = (0, 255) if relu else (zero, 255)
-    scale = float(generator.uniform(0.001, 0.1))
+    scale = float(choose.uniform(0.001, 0.1))
     if layer.weight_shape is not None:
         largest = generator.integers(1, 128, outs)
         middle, kind = 0, np.int8

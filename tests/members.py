@@ -2,6 +2,8 @@
 
 import os
 import random
+from collections.abc import Iterator
+from itertools import islice
 
 from mobilenet.arch import Network, conventions, sources, v1, v2
 from mobilenet.errors import UsageError
@@ -11,15 +13,18 @@ DEEP = os.environ.get("MOBILENET_DEEP") == "1"
 
 def random_members(seed: int, count: int = 40) -> list[Network]:
     """Returns members over all conventions, alphas, odd and non-square sizes, tops, downsamplings and twins."""
+    return list(islice(endless_members(seed), count * (25 if DEEP else 1)))
+
+
+def endless_members(seed: int) -> Iterator[Network]:
+    """Yields members as `random_members` returns."""
     generator = random.Random(seed)
-    members: list[Network] = []
-    while len(members) < count * (25 if DEEP else 1):
+    while True:
         try:
-            members.append(_random_member(generator))
+            yield _random_member(generator)
         except UsageError as error:  # Keras' padding needs 2 rows where a strided layer may have 1
             if "leaves layer" not in str(error):
                 raise
-    return members
 
 
 def _random_member(generator: random.Random) -> Network:

@@ -1,17 +1,27 @@
 """Quantised networks as machine code: bit by bit what the integer reference says, on every instruction set."""
 
+import re
+from functools import cache
+from itertools import islice
+
 import numpy as np
 import pytest
 
-from compiler_tools import guarded_floats, tape
+from compiler_tools import EMULATED, guarded_copy, guarded_floats, tape
 from int8_makers import random_bytes, random_int8, random_int8_model
-from members import DEEP, random_members
+from members import DEEP, endless_members
 from mobilenet import integer
 from mobilenet.arch import SCALINGS, Network, v1, v2
 from mobilenet.compiler import native, pack, store
-from mobilenet.compiler.build import build
+from mobilenet.compiler.build import assembly, build
+from mobilenet.compiler.conv import Conv
+from mobilenet.compiler.dense import Dense
+from mobilenet.compiler.depthwise_bytes import DepthwiseBytes
 from mobilenet.compiler.lower import lower
 from mobilenet.compiler.native import NativeEngine
+from mobilenet.compiler.pointwise import Pointwise
+from mobilenet.compiler.pool import Pool
+from mobilenet.compiler.scale import Scale
 from mobilenet.compiler.targets import TARGETS, Target, runnable
 from mobilenet.cost import cost
 from mobilenet.errors import UsageError
@@ -34,48 +44,54 @@ def members(count: int) -> list[Network]:
     """Returns random members that are quick to compute, without V2 of standard convolutions, which is not compiled."""
     found = (
         m
-        for m in random_members(47, 400)
+        for m in endless_members(47)
         if cost(m).macs < 1e7
         and max(m.height, m.width) < 200
         and (m.separable or m.family == "v1")
         and len(SCALINGS[m.conventions.scaling][0]) in (1, m.channels)
     )
-    return list(found)[:count]
+    return list(islice(found, count))
 
 
-MEMBERS = members(1000 if DEEP else 3)
+# Networks of each instruction set, and weights of each network: those need no new code, whose making takes the time.
+NETWORKS, WEIGHTS = (12, 12) if DEEP else (2, 2)
+MEMBERS = members(NETWORKS * len(TARGETS))
+built = cache(build)
+
+
+def drawn(target: Target, number: int, draw: int) -> Model:
+    """Returns a quantised network of a target's own."""
+    place = number * len(TARGETS) + list(TARGETS).index(target.name)
+    return random_int8_model(MEMBERS[place], 100 * place + draw, ranges=place)
 
 
 def check(model: Model, images: int, target: Target, seed: int, **options: bool) -> None:
-    pixels = random_bytes(model.network, images, seed)
+    kind = np.float32 if seed % 2 else np.uint8
+    pixels = guarded_copy(random_bytes(model.network, images, seed).astype(kind))
     found = NativeEngine(model, 1, target=target.name, **options)(pixels)
     np.testing.assert_array_equal(found, integer.forward(model.network, model.tensors, pixels))
 
 
-@pytest.mark.parametrize("number", range(len(MEMBERS)))
+@pytest.mark.parametrize("number", range(NETWORKS))
 def test_random_members_give_the_references_bits(target: Target, number: int) -> None:
-    check(
-        random_int8_model(MEMBERS[number], number),
-        number % (33 if DEEP else 2) + 1,
-        target,
-        number,
-        fuse=number % 2 == 0,
-    )
+    for draw in range(WEIGHTS):
+        check(drawn(target, number, draw), draw % 3 + 1, target, draw, fuse=number % 2 == 0)
 
 
-@pytest.mark.parametrize("number", range(len(MEMBERS)))
-def test_random_members_give_the_references_bits_on_neon(number: int) -> None:
-    model, target = random_int8_model(MEMBERS[number], number), TARGETS["neon"]
-    facts = native.integers(model.network, model.tensors)
-    plan = lower(model.network, target, precision="int8", integers=facts, fuse=number % 2 == 0)
-    if plan.numbers == "u8":
-        pytest.skip("the last layer's bytes are made floats by the engine, which runs here alone")
-    weights = pack.pack(plan, model.tensors, model.preprocessing.mean, model.preprocessing.std)
-    emulated = tape(plan, *build(plan.kernels, target), weights)
-    pixels = random_bytes(model.network, 1, number)
-    found = np.empty((1, model.network.layers[-1].output.channels), np.float32)
-    emulated.play(pixels[0], found[0])
-    np.testing.assert_array_equal(found, integer.forward(model.network, model.tensors, pixels))
+@pytest.mark.parametrize("emulated", EMULATED, ids=lambda target: target.name)
+@pytest.mark.parametrize("number", range(NETWORKS))
+def test_random_members_give_the_references_bits_emulated(emulated: Target, number: int) -> None:
+    for draw in range(WEIGHTS):
+        model = drawn(emulated, number, draw)
+        facts = native.integers(model.network, model.tensors)
+        plan = lower(model.network, emulated, precision="int8", integers=facts, fuse=number % 2 == 0)
+        weights = pack.pack(plan, model.tensors, model.preprocessing.mean, model.preprocessing.std)
+        played = tape(plan, *built(plan.kernels, emulated), weights, native._last_scale(model))
+        pixels = random_bytes(model.network, 1, draw)
+        expected = integer.forward(model.network, model.tensors, pixels)
+        found = np.empty_like(expected)
+        played.play(pixels[0], found[0])
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_bits_are_the_same_however_they_are_computed() -> None:
@@ -91,7 +107,7 @@ def test_bits_are_the_same_however_they_are_computed() -> None:
 
 def test_one_packing_serves_every_schedule() -> None:
     """The weights of one image on one thread are those of one image on several."""
-    for network in (v1(1.0, 224), v2(1.0, 224), v1(0.5, (97, 160)), *MEMBERS):
+    for network in (v1(1.0, 224), v2(1.0, 224), v1(0.5, (97, 160)), *MEMBERS[:3]):
         for precision in ("f32", "bf16", "int8"):
             for target in TARGETS.values():
                 plans = [lower(network, target, precision=precision, threads=n, fuse=n < 4) for n in (1, 2, 3, 4)]
@@ -112,6 +128,18 @@ def test_a_depthwise_bias_beyond_the_whole_numbers_of_floats(target: Target) -> 
     tensors[f"{name}.bias"][:3] = (2**24 + 1, -(2**24) - 3, 2**30 + 1)
     tensors[f"{name}.multiplier"][:3] = (100 / 2**24, -100 / -(2**24), 100 / 2**30)
     check(Model(network, tensors, precision="int8"), 2, target, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "word"), [("avxvnni", "vpdpbusd"), ("avx512vnni", "vpdpbusd"), ("neondot", "sdot"), ("neoni8mm", "usdot")]
+)
+def test_bytes_are_multiplied_four_at_a_time(name: str, word: str) -> None:
+    model, target = random_int8_model(v1(0.25, 32, classes=3)), TARGETS[name]
+    plan = lower(model.network, target, precision="int8", integers=native.integers(model.network, model.tensors))
+    kernels = {type(kernel): kernel for kernel in plan.kernels if not isinstance(kernel, Scale | Pool)}
+    assert set(kernels) == {Conv, DepthwiseBytes, Pointwise, Dense}
+    for kernel in kernels.values():
+        assert re.search(rf"\b{word}\b", assembly(kernel, target))
 
 
 def test_feature_maps_come_back_as_floats() -> None:

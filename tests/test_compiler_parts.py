@@ -10,10 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from subprocess import CalledProcessError
 from types import SimpleNamespace
 
 import pytest
 
+from arm_linux import QEMU, ArmLinux
 from members import random_members
 from mobilenet.arch import v1, v2
 from mobilenet.common import files
@@ -59,6 +61,14 @@ def test_a_target_that_can_not_run_here_is_refused(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(targets.platform, "system", lambda: "Plan9")
     with pytest.raises(UsageError, match="nothing is compiled for Plan9"):
         choose("")
+
+
+def test_an_arm_processor_gets_the_best_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets.platform, "machine", lambda: "aarch64")
+    for flags, best in (("asimd", "neon"), ("asimd asimddp", "neondot"), ("asimd asimddp i8mm", "neoni8mm")):
+        monkeypatch.setattr(targets, "_flags", lambda flags=flags: frozenset(flags.split()))
+        assert choose("").name == best
+        assert choose("neon").name == "neon"
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.name)
@@ -183,6 +193,18 @@ def test_assembly_is_there_to_be_read() -> None:
     assert "vfmadd" in build.assembly(KERNEL, TARGETS["avx2"])
     assert "zmm" in build.assembly(KERNEL, TARGETS["avx512"])
     assert "fmla" in build.assembly(KERNEL, TARGETS["neon"])
+
+
+@pytest.mark.skipif(not QEMU, reason="needs qemu-aarch64")
+def test_code_that_leaves_its_memory_is_stopped_under_qemu() -> None:
+    machine = ArmLinux()
+    code = machine.map(bytes.fromhex("000040f9200000f9c0035fd6"), "rx")  # ldr x0, [x0]; str x0, [x1]; ret
+    inside, out = machine.map(bytes(range(64)), "r"), machine.map(bytes(8), "rw")
+    machine.call(code, inside + 56, out)
+    assert machine.read(out, 8) == bytes(range(56, 64))
+    for places in ((inside + 64, out), (inside, out + 8), (inside, inside)):
+        with pytest.raises(CalledProcessError):
+            machine.call(code, *places)
 
 
 # ------------------------------------------------------------------------------------------------ cache and loader

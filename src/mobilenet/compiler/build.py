@@ -1,7 +1,8 @@
 """From kernels to machine code: writes each one's LLVM module, compiles them over all processors, links the objects.
 
-Of all modules only this one, `ir`, `fixed` and `substitutes` need llvmlite. LLVM here holds one lock for a whole
-process, so the work is spread over processes: `python -m mobilenet.compiler.build` is such a worker.
+Of all modules only this one, `ir` and what that is made of (`fixed`, `matrices`, `substitutes`) need llvmlite. LLVM
+here holds one lock for a whole process, so the work is spread over processes: `python -m mobilenet.compiler.build` is
+such a worker.
 """
 
 import contextlib

@@ -118,8 +118,9 @@ class _Chunk:
         """Returns the words of a column, of each four vectors; a column beyond the input is what zero is."""
         k, code = self.kernel, self.code
         if isinstance(place, int) and not 0 <= place < k.width:
-            byte = k.zero * (0x01010101 if k.words == 1 else 0x00010001)
-            return [code.whole_numbers(byte)] * (4 * k.words)
+            four = k.words == 1
+            word = code.whole_numbers(k.zero * (0x01010101 if four else 0x00010001))
+            return [code.fours(word) if four else word] * (4 * k.words)
         rows: list[Pointer | None] = [row.at(place, self.channel) for row in self.inputs]
         return code.interleaved(rows + [None] * (_ROWS - len(rows)), _ROWS // k.words)
 

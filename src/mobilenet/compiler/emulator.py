@@ -28,11 +28,11 @@ class Emulator:
             import unicorn
         except ImportError:
             raise MobileNetError(f"running {target.name} code here needs: pip install 'mobilenet[emulate]'") from None
-        if target.machine not in _MACHINES:
-            raise MobileNetError(f"running {target.name} code here: {target.machine} can't be emulated")
+        if target.machine not in _MACHINES or "usdot" in target.words:
+            raise MobileNetError(f"running {target.name} code here: unicorn has no such {target.machine} processor")
         library: Any = unicorn
         self._error = library.UcError
-        self._uc, self._registers = _MACHINES[target.machine](library)
+        self._uc, self._registers = _MACHINES[target.machine](library, target)
         self._thumb = target.machine == "armv7e-m"
         self._uc.mem_map(_RETURN, _PAGE, library.UC_PROT_EXEC)  # RISC-V looks there before it ends
         self._next = 1 << 20
@@ -75,16 +75,17 @@ class Emulator:
             raise MobileNetError(f"emulated code: {error}") from error
 
 
-def _aarch64(unicorn: Any) -> tuple[Any, tuple[int, ...]]:
+def _aarch64(unicorn: Any, target: Target) -> tuple[Any, tuple[int, ...]]:
     from unicorn import arm64_const as names
 
     uc = unicorn.Uc(unicorn.UC_ARCH_ARM64, unicorn.UC_MODE_ARM)
+    uc.ctl_set_cpu_model(names.UC_CPU_ARM64_MAX if target.words else names.UC_CPU_ARM64_A72)
     uc.reg_write(names.UC_ARM64_REG_CPACR_EL1, uc.reg_read(names.UC_ARM64_REG_CPACR_EL1) | _CPACR_FULL)
     arguments = (names.UC_ARM64_REG_X0, names.UC_ARM64_REG_X1, names.UC_ARM64_REG_X2, names.UC_ARM64_REG_X3)
     return uc, (names.UC_ARM64_REG_SP, names.UC_ARM64_REG_LR, *arguments)
 
 
-def _arm(unicorn: Any) -> tuple[Any, tuple[int, ...]]:
+def _arm(unicorn: Any, target: Target) -> tuple[Any, tuple[int, ...]]:
     from unicorn import arm_const as names
 
     uc = unicorn.Uc(unicorn.UC_ARCH_ARM, unicorn.UC_MODE_ARM)
@@ -95,7 +96,7 @@ def _arm(unicorn: Any) -> tuple[Any, tuple[int, ...]]:
     return uc, (names.UC_ARM_REG_SP, names.UC_ARM_REG_LR, *arguments)
 
 
-def _riscv64(unicorn: Any) -> tuple[Any, tuple[int, ...]]:
+def _riscv64(unicorn: Any, target: Target) -> tuple[Any, tuple[int, ...]]:
     from unicorn import riscv_const as names
 
     uc = unicorn.Uc(unicorn.UC_ARCH_RISCV, unicorn.UC_MODE_RISCV64)
@@ -106,7 +107,7 @@ def _riscv64(unicorn: Any) -> tuple[Any, tuple[int, ...]]:
 
 # By `Target.machine`: makes a processor whose floating-point unit is on, and says its stack pointer, its return
 # address and the registers of a function's arguments.
-_MACHINES: dict[str, Callable[[Any], tuple[Any, tuple[int, ...]]]] = {
+_MACHINES: dict[str, Callable[[Any, Target], tuple[Any, tuple[int, ...]]]] = {
     "aarch64": _aarch64,
     "armv7l": _arm,
     "armv7e-m": _arm,

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
 
+from .kernel import byte_offset
+
 if TYPE_CHECKING:
     from .ir import Code, Pointer, Value
 
@@ -55,12 +57,13 @@ class FixedPoint:
         products of bytes."""  # fmt: skip
         b, code = self._builder, self._code
         kind = ir.VectorType(_I32, code.lanes)
-        sums, rest = ir.Constant(kind, None), ir.Constant(_I32, 0)
+        whole = count // (4 * code.lanes) * 4 * code.lanes
+        sums, rest = ir.Constant(kind, None), ir.Constant(_I32, byte_offset(code.target) * whole * len(pieces))
         for piece in pieces:
             first, place = 0, piece.shaped(1)
-            while 4 * code.lanes <= count - first:
+            while first < whole:
                 words = b.load(place.at(first).value, align=1, typ=kind)
-                sums = code.dot("u8", words, _all(kind, 0x01010101), sums)
+                sums = code.dot("u8", code.fours(words), _all(kind, 0x01010101), sums)
                 first += 4 * code.lanes
             while first < count:
                 size = 1 << (count - first).bit_length() - 1

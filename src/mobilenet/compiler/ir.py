@@ -22,7 +22,8 @@ from llvmlite import ir  # type: ignore[import-untyped]
 
 from . import substitutes
 from .fixed import FixedPoint
-from .kernel import SIZES, four_order, in_word
+from .kernel import SIZES, byte_offset, four_order, in_word
+from .matrices import Matrices
 from .targets import Target
 
 Value = Any  # an SSA value of llvmlite, which has no types
@@ -136,7 +137,7 @@ class Code:
 
         Args:
             numbers: what the inputs are in memory.
-            inputs: a vector of one word, as `Pointer.word` returns.
+            inputs: a vector of one word, as `Pointer.word` returns, or of words as `interleaved` does.
             weights: a vector of words.
         """
         if numbers == "f32":
@@ -145,9 +146,17 @@ class Code:
             return self._dot_bf16(inputs, weights, sums)
         if self.target.compact:
             return substitutes.dot(self, inputs, weights, sums)
-        if in_word(numbers, self.target) == 4:
+        if in_word(numbers, self.target) == 2:
+            return self.builder.add(sums, self._pairs(inputs, weights))
+        if "vnni" in self.target.words:
             return self._call(f"llvm.x86.avx512.vpdpbusd.{32 * self.lanes}", self._words, sums, inputs, weights)
-        return self.builder.add(sums, self._pairs(inputs, weights))
+        (name,) = self.target.words
+        x, w = (self.builder.bitcast(value, ir.VectorType(_I8, 16)) for value in (inputs, weights))
+        return self._call(f"llvm.aarch64.neon.{name}.v4i32.v16i8", self._words, sums, x, w)
+
+    def fours(self, words: Value) -> Value:
+        """Returns words of four bytes as `dot` takes them: less `byte_offset`."""
+        return self.builder.xor(words, self.whole_numbers(-0x7F7F7F80)) if byte_offset(self.target) else words
 
     def products_written_out(self, numbers: str) -> bool:
         """Whether a word's products are several instructions each already, so that there is no loop to be unrolled."""
@@ -184,23 +193,10 @@ class Code:
     def _high_half(self, words: Value) -> Value:
         return self.builder.bitcast(self.builder.and_(words, self.whole_numbers(-65536)), self._vector)
 
-    # ------------------------------------------------------------------------------------- products of whole matrices
-
-    def matrices(self, side: int, depth: int) -> None:
-        """Sets the matrix registers up, in words: 0 to 3 are sums [side, 16], 4 and 5 inputs [side, depth], 6 and 7
-        weights [depth, 16]."""  # fmt: skip
-        shapes = [(side, 16)] * 4 + [(side, depth)] * 2 + [(depth, 16)] * 2
-        columns = b"".join((4 * count).to_bytes(2, "little") for _, count in shapes)
-        table = bytes([1, *[0] * 15]) + columns.ljust(32, b"\0") + bytes(rows for rows, _ in shapes).ljust(16, b"\0")
-        kind = ir.ArrayType(_I8, len(table))
-        constant = ir.GlobalVariable(self.module, kind, "matrices")
-        constant.linkage, constant.global_constant, constant.align = "internal", True, 64
-        constant.initializer = ir.Constant(kind, bytearray(table))
-        self._call("llvm.x86.ldtilecfg", ir.VoidType(), constant)
-
-    def matrices_done(self) -> None:
-        """Gives the matrix registers up."""
-        self._call("llvm.x86.tilerelease", ir.VoidType())
+    @property
+    def matrices(self) -> Matrices:
+        """The machine's registers that hold whole matrices."""
+        return Matrices(self)
 
     def scratch(self, words: int) -> "Pointer":
         """Returns memory for a kernel's own use, the same each time."""
@@ -209,25 +205,6 @@ class Code:
                 self._scratch = self.builder.alloca(ir.ArrayType(_I32, words))
                 self._scratch.align = 64
         return Pointer(self, self._scratch, (1,))
-
-    def load_matrix(self, register: int, rows: "Pointer", stride: int) -> None:
-        """Loads a matrix whose rows are `stride` numbers apart."""
-        place, bytes_ = rows.value, _i64(stride * SIZES[rows.numbers])
-        self._call("llvm.x86.tileloadd64", ir.VoidType(), ir.Constant(_I8, register), place, bytes_)
-
-    def clear_matrix(self, register: int) -> None:
-        """Makes a matrix zeros."""
-        self._call("llvm.x86.tilezero", ir.VoidType(), ir.Constant(_I8, register))
-
-    def store_matrix(self, register: int, rows: "Pointer", stride: int) -> None:
-        """Stores a matrix, its rows `stride` numbers apart."""
-        place, bytes_ = rows.value, _i64(stride * SIZES[rows.numbers])
-        self._call("llvm.x86.tilestored64", ir.VoidType(), ir.Constant(_I8, register), place, bytes_)
-
-    def dot_matrices(self, numbers: str, sums: int, inputs: int, weights: int) -> None:
-        """Adds to the sums the product of inputs and weights, all three by their registers."""
-        name = {"bf16": "llvm.x86.tdpbf16ps", "u8": "llvm.x86.tdpbusd"}[numbers]
-        self._call(name, ir.VoidType(), *(ir.Constant(_I8, register) for register in (sums, inputs, weights)))
 
     @staticmethod
     def size(numbers: str) -> int:
@@ -251,6 +228,9 @@ class Code:
         """
         if self.target.machine in substitutes.NO_ROUNDING:
             return substitutes.rounded(self, x)
+        if self.target.machine == "x86_64" and self.lanes == 4:
+            # LLVM 22 makes of lrint of a load cvtps2dq from memory, which without AVX faults where it is not aligned.
+            return self._call("llvm.x86.sse2.cvtps2dq", self._words, x)
         return self._call(f"llvm.lrint.v{self.lanes}i32.v{self.lanes}f32", self._words, x)
 
     def plus(self, x: Value, y: Value) -> Value:
@@ -293,7 +273,8 @@ class Code:
                         both = self._zipped(b.bitcast(pairs, ir.VectorType(_I16, 2 * lanes)), other, upper)
                     else:
                         both = self._zipped(pairs, zeros, upper)
-                    found.append(b.bitcast(both, self._words))
+                    words = b.bitcast(both, self._words)
+                    found.append(self.fours(words) if size == 4 else words)
         return found
 
     def _zipped(self, x: Value, y: Value, high: bool) -> Value:
@@ -540,7 +521,7 @@ class Pointer:
         if self.numbers == "bf16":
             return self._repeated(_I32, lanes, 4)
         if in_word(self.numbers, code.target) == 4:
-            return self._repeated(_I32, lanes, 1)
+            return code.fours(self._repeated(_I32, lanes, 1))
         pairs = b.bitcast(self._repeated(_I16, lanes, 1), ir.VectorType(_I8, 2 * lanes))
         return b.bitcast(b.zext(pairs, ir.VectorType(_I16, 2 * lanes)), code._words)
 

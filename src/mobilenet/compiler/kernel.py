@@ -21,7 +21,15 @@ SIZES = {"f32": 4, "bf16": 2, "u8": 1, "i32": 4}  # bytes of a number in memory
 
 def in_word(numbers: str, target: Target) -> int:
     """Returns the inputs in a word of 32 bits, which a machine multiplies at a time."""
-    return {"f32": 1, "bf16": 2}.get(numbers) or (4 if "vnni" in target.words or target.compact else 2)
+    return {"f32": 1, "bf16": 2}.get(numbers) or (
+        4 if target.compact or target.words & {"vnni", "usdot", "sdot"} else 2
+    )
+
+
+def byte_offset(target: Target) -> int:
+    """Returns what is taken from each of four bytes before a machine multiplies them: 128 makes signed bytes of them,
+    where it multiplies no others. Biases make up for it."""  # fmt: skip
+    return 128 if "sdot" in target.words else 0
 
 
 def four_order(target: Target, lanes: int | None = None) -> tuple[int, ...]:

@@ -61,19 +61,19 @@ class Peak(Kernel):
             place.store(value)
 
     def _matrices(self, code: "Written") -> None:
-        code.matrices(_SIDE, _SIDE)
+        code.matrices.set_up(_SIDE, _SIDE)
         rows = code.source.shaped(_SIDE, 1, numbers="i32")
         for register in range(8):
-            code.load_matrix(register, rows, _SIDE)
+            code.matrices.load(register, rows, _SIDE)
 
         def multiply(_: "Index") -> None:
             for n in range(self.chains):
-                code.dot_matrices(self.numbers, n, 4 + n // 2, 6 + n % 2)
+                code.matrices.dot(self.numbers, n, 4 + n // 2, 6 + n % 2)
 
         code.loop(code.begin, code.end, 1, multiply)
         for n in range(self.chains):
-            code.store_matrix(n, code.out.shaped(_SIDE, 1, numbers="i32").at(_SIDE * n), _SIDE)
-        code.matrices_done()
+            code.matrices.store(n, code.out.shaped(_SIDE, 1, numbers="i32").at(_SIDE * n), _SIDE)
+        code.matrices.give_up()
 
 
 def multiplies_matrices(numbers: str, target: Target) -> bool:

@@ -13,7 +13,7 @@ from .conv import Conv
 from .dense import Dense
 from .depthwise import Depthwise
 from .depthwise_bytes import DepthwiseBytes
-from .kernel import Floats, Words, four_order, in_word, pad
+from .kernel import Floats, Words, byte_offset, four_order, in_word, pad
 from .lower import Plan
 from .memory import ALIGNMENT
 from .pool import Pool
@@ -93,6 +93,8 @@ def _whole_numbers(
         less = 128 - tensors[f"{name}.weight_zero"]
         weight = weight - less
         last.append(np.broadcast_to(less, (outputs,)))
+    if not isinstance(kernel, Depthwise) or (isinstance(kernel, DepthwiseBytes) and kernel.words == 1):
+        bias = bias + byte_offset(plan.target) * weight.reshape(-1, outputs).sum(0)
     in_floats = isinstance(kernel, Depthwise) and not isinstance(kernel, DepthwiseBytes) and not kernel.large
     return bias.astype(np.float32 if in_floats else np.int32), weight.astype(np.float32), last
 

@@ -22,7 +22,8 @@ class Target:
     """Is an instruction set as the compiler sees it.
 
     Attributes:
-        name: "amx", "avx512bf16", "avx512vnni", "avx512", "avxvnni", "avx2", "sse", "neon", or a device's.
+        name: "amx", "avx512bf16", "avx512vnni", "avx512", "avxvnni", "avx2", "sse", "neoni8mm", "neondot", "neon", or a
+            device's.
         machine: what `platform.machine()` says where it runs.
         triple: of LLVM.
         cpu: of LLVM, the least processor that has the instruction set: a level of the x86-64 psABI.
@@ -30,8 +31,9 @@ class Target:
         lanes: floats in a vector.
         registers: vectors that a kernel can hold at a time.
         features: of LLVM, beyond those of `cpu`.
-        words: instructions that not every machine has: "vnni" (sums of 4 products of bytes), "bf16" (sums of 2 products
-            of bfloat16), "tiles" (products of whole matrices, AMX).
+        words: instructions that not every machine has: "vnni", "usdot" (sums of 4 products of bytes and signed bytes),
+            "sdot" (of signed bytes alone), "bf16" (sums of 2 products of bfloat16), "tiles" (products of whole
+            matrices, AMX).
         abi: of LLVM, where there are several.
         bits: of an address.
         compact: whether the weights of whole numbers are bytes that are widened when they are read, where the machine
@@ -59,6 +61,8 @@ _VNNI = _V4 | {"avx512_vnni"}
 _BF16 = _VNNI | {"avx512_bf16"}
 _LINUX = "x86_64-unknown-linux-gnu"
 _512 = "+avx512vnni,+avx512bf16"
+_DOT = frozenset({"asimd", "asimddp"})
+_ARM = "aarch64-unknown-linux-gnu"
 
 # Best first: the first that runs is taken.
 TARGETS = {
@@ -81,7 +85,9 @@ TARGETS = {
         Target("avxvnni", "x86_64", _LINUX, "x86-64-v3", _V3 | {"avx_vnni"}, 8, 16, "+avxvnni", frozenset({"vnni"})),
         Target("avx2", "x86_64", _LINUX, "x86-64-v3", frozenset(_V3), 8, 16),
         Target("sse", "x86_64", _LINUX, "x86-64", frozenset(), 4, 16),
-        Target("neon", "aarch64", "aarch64-unknown-linux-gnu", "generic", frozenset({"asimd"}), 4, 32),
+        Target("neoni8mm", "aarch64", _ARM, "generic", _DOT | {"i8mm"}, 4, 32, "+dotprod,+i8mm", frozenset({"usdot"})),
+        Target("neondot", "aarch64", _ARM, "generic", _DOT, 4, 32, "+dotprod", frozenset({"sdot"})),
+        Target("neon", "aarch64", _ARM, "generic", frozenset({"asimd"}), 4, 32),
     )
 }
 

@@ -34,7 +34,7 @@ class Tiled(Pointwise):
     def emit(self, code: "Code") -> None:
         """Writes the kernel."""
         side = self.high // self.tall
-        code.matrices(side, self.depth)
+        code.matrices.set_up(side, self.depth)
         scratch = code.scratch(self.high * self.wide * code.lanes)
         words = 4 // code.size(self.numbers)
         source = code.source.shaped(self.stride, words, numbers=self.numbers)
@@ -56,7 +56,7 @@ class Tiled(Pointwise):
             code.tiles(code.begin, code.end, self.high, block)
 
         matrix.for_panels(code, self.vectors, self.wide, self.rows, panel)
-        code.matrices_done()
+        code.matrices.give_up()
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ class TiledConv(Conv):
 
     def emit(self, code: "Code") -> None:
         """Writes the kernel."""
-        code.matrices(self.high, self.depth)
+        code.matrices.set_up(self.high, self.depth)
         super().emit(code)
-        code.matrices_done()
+        code.matrices.give_up()
 
     def products(
         self,
@@ -114,7 +114,7 @@ def multiply(
     numbers = pieces[0][0].numbers
     sums = [(t, v) for t in range(tall) for v in range(wide)]
     for t, v in sums:
-        code.clear_matrix(t * wide + v)
+        code.matrices.clear(t * wide + v)
     for piece, first in enumerate(range(1, 1 + inputs * len(pieces[0]), inputs)):
 
         def products(block: "Index", piece: int = piece, first: int = first) -> None:
@@ -123,18 +123,18 @@ def multiply(
                 matrix.ask(ahead, block)
             for t in range(tall):
                 place = pieces[t][piece]
-                code.load_matrix(4 + t, place.at(0, word), place.strides[0])
+                code.matrices.load(4 + t, place.at(0, word), place.strides[0])
             for v in range(wide):
-                code.load_matrix(6 + v % 2, panel.at(code.sum(word, first), v * code.lanes), step)
+                code.matrices.load(6 + v % 2, panel.at(code.sum(word, first), v * code.lanes), step)
                 for t in range(tall):
-                    code.dot_matrices(numbers, t * wide + v, 4 + t, 6 + v % 2)
+                    code.matrices.dot(numbers, t * wide + v, 4 + t, 6 + v % 2)
 
         if inputs == depth:
             products(0)
         else:
             code.loop(0, inputs // depth, 1, products)
     for t, v in sums:
-        code.store_matrix(t * wide + v, scratch.shaped(step, 1).at(t * side, v * code.lanes), step)
+        code.matrices.store(t * wide + v, scratch.shaped(step, 1).at(t * side, v * code.lanes), step)
 
 
 def for_pixels(
