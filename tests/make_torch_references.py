@@ -38,7 +38,7 @@ MEMBERS = {
     "d-li14 v2": (0.1, 0.35, 1.0),
     "tonylins v2": (0.35, 1.0, 1.4),
 }
-SCALING = {"timm v1": "inception", "timm v1 100h": "inception", "huggingface v1": "inception", "huggingface v2": "inception"}
+SCALING = dict.fromkeys(("timm v1", "timm v1 100h", "huggingface v1", "huggingface v2"), "inception")
 
 
 def from_file(path: Path, name: str) -> Callable[..., Any]:

@@ -394,7 +394,8 @@ def test_presets_are_what_the_sources_do() -> None:
     assert [key for key, conv in found.items() if conv.expand_first] == [("v2", "paddle")]
     assert [key[1] for key, conv in found.items() if conv.fixed_stem] == ["timm_110d", "timm_120d", "tonylins"]
     assert [key[1] for key, conv in found.items() if conv.scaled_first] == ["timm_110d", "timm_120d"]
-    assert {key[1]: conv.depth for key, conv in found.items() if conv.depth != 1} == {"timm_110d": 1.2, "timm_120d": 1.4}
+    depths = {key[1]: conv.depth for key, conv in found.items() if conv.depth != 1}
+    assert depths == {"timm_110d": 1.2, "timm_120d": 1.4}
     assert [key[1] for key, conv in found.items() if conv.head_conv] == ["timm_100h"]
     assert [key[1] for key, conv in found.items() if not conv.first_shortcut] == ["huggingface"]
     assert [key for key, conv in found.items() if conv.last_stride != 1] == [("v1", "notes")]
@@ -403,7 +404,7 @@ def test_presets_are_what_the_sources_do() -> None:
 
 
 def test_deeper_members_repeat_all_lines_but_the_first_and_the_last() -> None:
-    """timm's mobilenetv2_110d and 120d, and mobilenetv1_100h: parameters as its results' table has them, in millions."""
+    """timm's mobilenetv2_110d and 120d, and mobilenetv1_100h: millions of parameters as its table has them."""
     deeper = v2(1.1, conventions="timm_110d"), v2(1.2, conventions="timm_120d")
     assert [sum(layer.kind == "depthwise" for layer in network.layers) for network in deeper] == [22, 26]
     assert [network.by_name["stem"].output.channels for network in deeper] == [32, 32]

@@ -393,9 +393,9 @@ def _network(
 def blocks(table: Sequence[Line], conv: Conventions) -> list[tuple[int, int, Line]]:
     """Returns for each block the number of its line of the table, its place in the line, and the line."""
     found = []
-    for number, line in enumerate(table):
-        deeper = conv.depth if 0 < number < len(table) - 1 else 1
-        found += [(number, repeat, line) for repeat in range(math.ceil(line.repeats * deeper))]
+    for place, line in enumerate(table):
+        deeper = conv.depth if 0 < place < len(table) - 1 else 1
+        found += [(place, repeat, line) for repeat in range(math.ceil(line.repeats * deeper))]
     return found
 
 

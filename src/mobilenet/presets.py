@@ -40,14 +40,14 @@ class Conventions:
         min_width: least number of channels of a scaled layer.
         fixed_stem: stem and, in V2, first block keep their width whatever alpha is (tonylins).
         scaled_first: with a fixed stem, V2's first block is scaled all the same (timm's 110d and 120d).
-        scale_head: V2's 1280 channels (`head_conv`'s 1024) are scaled for alpha "above_one" only (the paper), "always" (slim without
-            `finegrain_classification_mode`) or "never".
+        scale_head: V2's 1280 channels (1024 of `head_conv`) are scaled for alpha "above_one" only (the paper), "always"
+            (slim without `finegrain_classification_mode`) or "never".
         expand_first: V2's first block (expansion 1) has a 1x1 expansion all the same (PaddleClas; 314M MACs, not 301M).
         round_expansion: V2's expanded width is rounded to the divisor too (slim, Hugging Face).
-        first_shortcut: V2's first block adds its input where both have the same width (alpha 0.25 and below), as sources
-            do wherever shapes allow, Hugging Face but there.
-        depth: each line of the table but the first and the last has that many times the repeats, rounded up (timm's 110d
-            and 120d: 1.2 and 1.4).
+        first_shortcut: V2's first block adds its input where both have the same width (alpha 0.25 and below): sources
+            add wherever shapes allow, Hugging Face but there.
+        depth: each line of the table but the first and the last has that many times the repeats, rounded up (timm's
+            110d and 120d: 1.2 and 1.4).
         head_conv: V1 has a 1x1 convolution to 1024 channels ahead of the pooling, as V2 has to 1280 (timm's 100h).
         last_stride: stride of V1's last depthwise layer: 1, or 2 as the paper's table and the source notes print it.
         conv_bias: convolutions have a bias before batch norm (MLPerf Tiny).

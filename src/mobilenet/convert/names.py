@@ -6,7 +6,7 @@ twice the block's number and one more, {before} is the block's number less one.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 

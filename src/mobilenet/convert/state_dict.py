@@ -141,7 +141,8 @@ def _difference(source: Source, network: Network, free: Mapping[str, Any]) -> st
         if other.layers == network.layers and same.batch_norm_epsilon == epsilon:
             return ""
     ours, same = network.conventions, dataclasses.replace(source.network().conventions, **free)
-    apart = [f"{n} {getattr(same, n)}, not {getattr(ours, n)}" for n in _TELLING if getattr(same, n) != getattr(ours, n)]
+    pairs = ((name, getattr(same, name), getattr(ours, name)) for name in _TELLING)
+    apart = [f"{name} {needed}, not {found}" for name, needed, found in pairs if needed != found]
     return "it has " + ", ".join(apart or ["other widths"])
 
 
