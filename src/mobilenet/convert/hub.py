@@ -18,8 +18,8 @@ _LABELS = "google/mobilenet_v2_1.0_224"  # whose config has ImageNet's labels, a
 _CHUNK = 1 << 20
 
 
-# timm's are the more accurate ones, where there is one; 75.4% and 72.9% top-1 for alpha 1. "d" are timm's deeper members,
-# "h" the one with a head convolution.
+# timm's are the more accurate ones, where there is one; 75.4% and 72.9% top-1 for alpha 1. Its "d" are deeper, its "h"
+# has a head convolution.
 REPOSITORIES = {
     "v1-1.25-224": "timm/mobilenetv1_125.ra4_e3600_r224_in1k",
     "v1-1.0h-224": "timm/mobilenetv1_100h.ra4_e3600_r224_in1k",

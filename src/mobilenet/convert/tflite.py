@@ -66,7 +66,7 @@ def model_of(data: bytes, *, allow_nonfinite: bool = False) -> Model:
     graph = core(whole)
     chain = _Chain(graph)
     steps = chain.steps
-    network = network_of(steps, "the graph")
+    network = network_of(steps)
     if chain.source.type != Type.FLOAT32:
         given = whole.tensors[whole.inputs[0]].type
         return _integer_model(chain, network, data, floats=given == Type.FLOAT32)
