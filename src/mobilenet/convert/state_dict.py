@@ -24,8 +24,10 @@ from .source import Options, finish
 _COUNTER = ".num_batches_tracked"  # of batch norm in torch: how many steps it was trained, which nothing reads
 _WRAPPERS = ("module.", "model.", "_orig_mod.")  # DataParallel, Lightning, torch.compile
 
-_TELLING = ("padding", "activation", "batch_norm_epsilon", "last_stride", "conv_bias", "expand_first", "first_shortcut")
-_TELLING += ("depth", "head_conv", "fixed_stem", "rounding")
+_TELLING = (
+    *("padding", "activation", "batch_norm_epsilon", "last_stride", "conv_bias", "expand_first", "first_shortcut"),
+    *("depth", "head_conv", "fixed_stem", "rounding"),
+)
 
 
 def read(path: Path, options: Options) -> Stored:
