@@ -3,6 +3,8 @@
     python tests/make_torch_references.py make [--d-li14 FILE] [--tonylins FILE]   # the repositories' model files
     python tests/make_torch_references.py check FOLDER [--d-li14 FILE] [--tonylins FILE]
 
+    python tests/make_torch_references.py registered   # every member that timm lists
+
 `make` fills each library's own network by `torch_rule` and notes its outputs. `check` loads, strictly, the files that
 `MOBILENET_WRITTEN=FOLDER pytest tests/test_convert_torch.py` leaves in FOLDER, and compares outputs with the noted.
 torchvision and timm need a torch with CUDA to be imported, transformers any; nothing here is needed by the tests.
@@ -27,13 +29,16 @@ SIZES = ((32, 32), (41, 54))
 MEMBERS = {
     "torchvision v2": (0.35, 1.0, 1.4),
     "timm v1": (0.25, 0.75, 1.25),
+    "timm v1 100h": (0.5, 1.0, 1.25),
     "timm v2": (0.35, 1.0, 1.4),
+    "timm v2 110d": (0.35, 1.0, 1.1),
+    "timm v2 120d": (0.35, 1.0, 1.2),
     "huggingface v1": (0.25, 0.75, 1.0),
-    "huggingface v2": (0.35, 0.75, 1.4),
+    "huggingface v2": (0.25, 0.35, 0.75, 1.4),
     "d-li14 v2": (0.1, 0.35, 1.0),
     "tonylins v2": (0.35, 1.0, 1.4),
 }
-SCALING = {"timm v1": "inception", "huggingface v1": "inception", "huggingface v2": "inception"}
+SCALING = dict.fromkeys(("timm v1", "timm v1 100h", "huggingface v1", "huggingface v2"), "inception")
 
 
 def from_file(path: Path, name: str) -> Callable[..., Any]:
@@ -50,12 +55,21 @@ def build(member: str, alpha: float, files: argparse.Namespace) -> Any:
             from torchvision.models import MobileNetV2
 
             return MobileNetV2(num_classes=CLASSES, width_mult=alpha)
-        case "timm v1" | "timm v2":
-            from timm.models import efficientnet
+        case "timm v1" | "timm v1 100h":
+            from timm.models.efficientnet import _gen_mobilenet_v1
 
-            make = efficientnet._gen_mobilenet_v1 if member == "timm v1" else efficientnet._gen_mobilenet_v2
-            variant = "mobilenetv1_100" if member == "timm v1" else "mobilenetv2_100"
-            return make(variant, alpha, num_classes=CLASSES)
+            return _gen_mobilenet_v1("mobilenetv1_100", alpha, head_conv=member.endswith("h"), num_classes=CLASSES)
+        case "timm v2":
+            from timm.models.efficientnet import _gen_mobilenet_v2
+
+            return _gen_mobilenet_v2("mobilenetv2_100", alpha, num_classes=CLASSES)
+        case "timm v2 110d" | "timm v2 120d":
+            from timm.models.efficientnet import _gen_mobilenet_v2
+
+            depth = {"110d": 1.2, "120d": 1.4}[member[-4:]]
+            return _gen_mobilenet_v2(
+                f"mobilenetv2_{member[-4:]}", alpha, depth, fix_stem_head=True, num_classes=CLASSES
+            )
         case "huggingface v1" | "huggingface v2":
             import transformers
 
@@ -76,6 +90,19 @@ def outputs(member: str, model: Any, sizes: tuple[int, int]) -> Any:
     with torch.no_grad():
         found = model.eval()(torch.from_numpy(x.astype(np.float32).transpose(0, 3, 1, 2).copy()))
     return getattr(found, "logits", found).double().numpy()
+
+
+def registered(files: argparse.Namespace) -> None:
+    """Checks timm's whole list: each member has the names and shapes of a network that is described here."""
+    import timm
+
+    from mobilenet.convert.by_name import fit
+    from mobilenet.convert.names import TORCH
+
+    for name in timm.list_models("mobilenetv[12]_*"):
+        state = timm.create_model(name).state_dict()
+        shapes = {key: tuple(value.shape) for key, value in state.items() if not key.endswith("tracked")}
+        print(name, "is", fit(TORCH, shapes).network)
 
 
 def cases(files: argparse.Namespace) -> Iterator[tuple[str, float, tuple[int, int]]]:
@@ -127,9 +154,9 @@ def check(files: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("action", choices=("make", "check"))
+    parser.add_argument("action", choices=("make", "check", "registered"))
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--d-li14", type=Path)
     parser.add_argument("--tonylins", type=Path)
     arguments = parser.parse_args()
-    {"make": make, "check": check}[arguments.action](arguments)
+    {"make": make, "check": check, "registered": registered}[arguments.action](arguments)

@@ -8,6 +8,7 @@ import pytest
 
 from members import random_members
 from mobilenet.arch import SCALINGS, Conventions, Network, Shape, conventions, scale_channels, sources, v1, v2
+from mobilenet.cost import cost
 from mobilenet.errors import UsageError
 
 # Channels of the stem and of the lines of V2's Table 2, then those of the head.
@@ -364,6 +365,7 @@ PRESETS = {
     ("v1", "keras"): ("bottom_right", "relu6", 1e-3, 0.99, 0.001, "inception", False),
     ("v1", "slim"): ("same", "relu6", 1e-3, 0.9997, 0.001, "inception", True),
     ("v1", "timm"): ("symmetric", "relu6", 1e-5, 0.9, 0.0, "inception", False),
+    ("v1", "timm_100h"): ("symmetric", "relu6", 1e-5, 0.9, 0.0, "inception", False),
     ("v1", "huggingface"): ("same", "relu6", 1e-3, 0.9997, 0.001, "inception", True),
     ("v1", "paddle"): ("symmetric", "relu", 1e-5, 0.9, 0.0, "imagenet", False),
     ("v1", "mlperf_tiny"): ("same", "relu", 1e-3, 0.99, 0.0, "unit", False),
@@ -373,6 +375,8 @@ PRESETS = {
     ("v2", "slim"): ("same", "relu6", 1e-3, 0.997, 0.2, "inception", True),
     ("v2", "torchvision"): ("symmetric", "relu6", 1e-5, 0.9, 0.2, "imagenet", False),
     ("v2", "timm"): ("symmetric", "relu6", 1e-5, 0.9, 0.0, "imagenet", False),
+    ("v2", "timm_110d"): ("symmetric", "relu6", 1e-5, 0.9, 0.0, "imagenet", False),
+    ("v2", "timm_120d"): ("symmetric", "relu6", 1e-5, 0.9, 0.0, "imagenet", False),
     ("v2", "huggingface"): ("same", "relu6", 1e-3, 0.997, 0.2, "inception", True),
     ("v2", "tonylins"): ("symmetric", "relu6", 1e-5, 0.9, 0.0, "imagenet", False),
     ("v2", "d-li14"): ("symmetric", "relu6", 1e-5, 0.9, 0.0, "imagenet", False),
@@ -388,10 +392,42 @@ def test_presets_are_what_the_sources_do() -> None:
     assert [key for key, conv in found.items() if conv.conv_bias] == [("v1", "mlperf_tiny")]
     assert [key for key, conv in found.items() if conv.round_expansion] == [("v2", "slim"), ("v2", "huggingface")]
     assert [key for key, conv in found.items() if conv.expand_first] == [("v2", "paddle")]
-    assert [key for key, conv in found.items() if conv.fixed_stem] == [("v2", "tonylins")]
+    assert [key[1] for key, conv in found.items() if conv.fixed_stem] == ["timm_110d", "timm_120d", "tonylins"]
+    assert [key[1] for key, conv in found.items() if conv.scaled_first] == ["timm_110d", "timm_120d"]
+    depths = {key[1]: conv.depth for key, conv in found.items() if conv.depth != 1}
+    assert depths == {"timm_110d": 1.2, "timm_120d": 1.4}
+    assert [key[1] for key, conv in found.items() if conv.head_conv] == ["timm_100h"]
+    assert [key[1] for key, conv in found.items() if not conv.first_shortcut] == ["huggingface"]
     assert [key for key, conv in found.items() if conv.last_stride != 1] == [("v1", "notes")]
     assert [key for key, conv in found.items() if conv.min_width != 1] == [("v1", "slim"), ("v1", "huggingface")]
     assert {conv.divisor for conv in found.values()} == {8}
+
+
+def test_deeper_members_repeat_all_lines_but_the_first_and_the_last() -> None:
+    """timm's mobilenetv2_110d and 120d, and mobilenetv1_100h: millions of parameters as its table has them."""
+    deeper = v2(1.1, conventions="timm_110d"), v2(1.2, conventions="timm_120d")
+    assert [sum(layer.kind == "depthwise" for layer in network.layers) for network in deeper] == [22, 26]
+    assert [network.by_name["stem"].output.channels for network in deeper] == [32, 32]
+    assert [network.by_name["block0.project"].output.channels for network in deeper] == [16, 24]
+    assert [network.by_name["head"].output.channels for network in deeper] == [1280, 1280]
+    assert [round(cost(network).params / 1e6, 2) for network in deeper] == [4.52, 5.83]
+    headed = v1(conventions="timm_100h")
+    assert round(cost(headed).params / 1e6, 2) == 5.28
+    assert headed.by_name["head"].output == (7, 7, 1024)
+    assert v1(1.25, conventions="timm_100h").by_name["head"].output.channels == 1280
+    assert v1(0.5, conventions="timm_100h").by_name["head"].output.channels == 1024
+    assert str(deeper[0]) == "MobileNetV2 alpha 1.1 depth 1.2 224x224x3 1000 classes"
+
+
+def test_what_is_newer_than_stored_models_is_stored_only_where_it_says_something() -> None:
+    plain, deeper = v2(conventions="timm"), v2(conventions="timm_110d")
+    assert not {"depth", "head_conv", "first_shortcut"} & set(plain.to_dict()["conventions"])
+    assert {name: deeper.to_dict()["conventions"][name] for name in ("depth", "scaled_first")} == {
+        "depth": 1.2,
+        "scaled_first": True,
+    }
+    for network in (plain, deeper, v1(conventions="timm_100h"), v2(0.25, conventions="huggingface")):
+        assert Network.from_dict(network.to_dict()) == network
 
 
 def test_pixel_scalings() -> None:

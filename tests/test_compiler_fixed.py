@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from mobilenet.compiler.ir import Code
 
 DATA = os.environ.get("MOBILENET_DATA")
-TESTED = (*runnable(), *([TARGETS["neon"]] if UNICORN else ()))
+TESTED = (*runnable(), *([TARGETS["neon"], TARGETS["neondot"]] if UNICORN else ()))
 
 
 @pytest.fixture(autouse=True)
@@ -150,7 +150,7 @@ def check(model: Model, images: int, target: Target, seed: int, *, threads: int 
         for image, out in zip(pixels, found, strict=True):
             emulated.play(image, out)
         if plan.numbers == "u8":  # the engine makes floats of them
-            scale, zero = native._last_scale(model)
+            scale, zero = native.last_scale(model)
             found = (found - np.float32(zero)) * np.float32(scale)
     np.testing.assert_array_equal(found, expected)
 

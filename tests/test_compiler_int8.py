@@ -86,7 +86,7 @@ def test_random_members_give_the_references_bits_emulated(emulated: Target, numb
         facts = native.integers(model.network, model.tensors)
         plan = lower(model.network, emulated, precision="int8", integers=facts, fuse=number % 2 == 0)
         weights = pack.pack(plan, model.tensors, model.preprocessing.mean, model.preprocessing.std)
-        played = tape(plan, *built(plan.kernels, emulated), weights, native._last_scale(model))
+        played = tape(plan, *built(plan.kernels, emulated), weights, native.last_scale(model))
         pixels = random_bytes(model.network, 1, draw)
         expected = integer.forward(model.network, model.tensors, pixels)
         found = np.empty_like(expected)

@@ -18,6 +18,7 @@ import pytest
 from mobilenet.arch import v1, v2
 from mobilenet.convert import convert, unpickle, unpickle_child, write
 from mobilenet.errors import ModelError
+from mobilenet.formats.protobuf import Fields, encode
 from model_makers import random_model, same_tensors
 
 DEEP = os.environ.get("MOBILENET_DEEP") == "1"
@@ -465,3 +466,39 @@ def test_files_of_weights_with_any_byte_changed(h5: Path) -> None:
         h5.write_bytes(broken if generator.random() < 0.8 else data[: generator.randrange(len(data))])
         with contextlib.suppress(ModelError):
             convert(h5)
+
+
+# ------------------------------------------------------------------------------------------------------------ ONNX
+
+OUT = ("../secret", "/etc/passwd", "./../secret", "a/../../secret", "..\\secret", "file:///etc/passwd", "link", "hard")
+OUT += ("/proc/self/environ", "~/secret", "secret\0.bin", "")
+
+
+@pytest.mark.parametrize("location", OUT)
+@pytest.mark.parametrize(("offset", "length"), [("0", "4"), (str(1 << 63), str(1 << 64))])
+def test_onnx_is_not_read_and_no_file_that_it_names(
+    location: str, offset: str, length: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing here reads ONNX, so that its weights in other files lead nowhere; the refusal says what is read."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (tmp_path / "secret").write_bytes(bytes(16))
+    (folder / "link").symlink_to(tmp_path / "secret")
+    os.link(tmp_path / "secret", folder / "hard")
+    where: list[Fields] = [
+        {1: key, 2: value} for key, value in (("location", location), ("offset", offset), ("length", length))
+    ]
+    weight: Fields = {1: 4, 2: 1, 8: "stem.weight", 13: where, 14: 1}  # data_location EXTERNAL
+    path = folder / "a.onnx"
+    path.write_bytes(encode({1: 7, 2: "mobilenet", 7: {2: "graph", 5: [weight]}, 8: [{1: "", 2: 13}]}))
+    opened: list[str] = []
+    real = os.open
+
+    def note(file: Any, *arguments: Any, **options: Any) -> int:
+        opened.append(str(file))
+        return real(file, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", note)
+    with pytest.raises(ModelError, match=r"a.onnx: is not recognised; known are TFLite, folder of transformers"):
+        convert(path)
+    assert opened == [str(path)]

@@ -34,14 +34,15 @@ Arrays = dict[str, NDArray[np.float32]]
 
 
 def source_of(member: str) -> Source:
-    name, family = member.split()
+    name, family = member.split()[:2]
     return next(source for source in TORCH if (source.name, source.family) == (name, family))
 
 
 def network_of(member: str, alpha: float, sizes: tuple[int, int]) -> Network:
     source = source_of(member)
     divisor = {"divisor": 4} if (source.name, alpha) == ("d-li14", 0.1) else {}
-    rules = conventions(source.family, source.preset, **divisor)
+    variant = "_".join([source.preset, *member.split()[2:]])
+    rules = conventions(source.family, variant, **divisor)
     return source.network(alpha, resolution=tuple(sizes), classes=CLASSES, conventions=rules)
 
 
@@ -198,8 +199,8 @@ WRONG = {
     ),
     "deeper": (
         lambda state: state | {"blocks.1.2.conv_pw.weight": state["blocks.1.1.conv_pw.weight"]},
-        r"tensor 'blocks.1.2.conv_pw.weight' has no place in timm's mobilenetv2: this is a deeper member \(as timm's "
-        "110d and 120d",
+        r"tensor 'blocks.1.2.conv_pw.weight' has no place in timm's mobilenetv2: this is a member of "
+        "another depth than",
     ),
     "another": (lambda _: {"layer1.0.conv1.weight": np.zeros((3, 3), np.float32)}, "not a MobileNet: its tensors are"),
     "nothing": (lambda _: {}, "not a MobileNet: its tensors are none"),
@@ -224,13 +225,6 @@ def test_what_does_not_fit_is_named(kind: str, tmp_path: Path) -> None:
     path = put(tmp_path / "a.safetensors", change(timm_state()[2]))
     with pytest.raises(ModelError, match=f"a.safetensors: .*{message}"):
         convert(path)
-
-
-def test_a_v1_with_a_head_is_named(tmp_path: Path) -> None:
-    _, _, state = timm_state("v1", 0.25)
-    state |= {"conv_head.weight": np.zeros((256, 256, 1, 1), np.float32)}
-    with pytest.raises(ModelError, match=r"'conv_head.weight' has no place in timm's mobilenetv1: this is a V1 with a"):
-        convert(put(tmp_path / "a.safetensors", state))
 
 
 def test_what_is_no_file_of_ours_is_told(tmp_path: Path) -> None:
@@ -281,7 +275,9 @@ def test_labels_scaling_and_resolution_are_the_users(tmp_path: Path) -> None:
         (v2(0.35, 64, conventions="timm", include_top=False, pooling="avg"), "timm", "no avg pooling without"),
         (v1(0.25, 64, 5, conventions="notes"), "huggingface", "last_stride 1, not 2"),
         (v2(0.35, 64, conventions="huggingface", include_top=False), "huggingface", "has a classifier, .* has none"),
-        (v2(0.25, 64, 5, conventions="huggingface"), "huggingface", "its first block has a shortcut"),
+        (v2(0.25, 64, 5, conventions="slim"), "huggingface", "first_shortcut False, not True"),
+        (v2(0.35, 64, 5, conventions="timm_120d"), "torchvision", "depth 1.0, not 1.4"),
+        (v1(0.25, 64, 5, conventions="timm_100h"), "huggingface", "head_conv False, not True"),
     ],
 )
 def test_what_a_library_would_compute_otherwise_is_not_written(

@@ -209,7 +209,7 @@ def changed(name: str, **changes: Any) -> bytes:
     ("edit", "message"),
     [
         ({"name": "stem/act", "op": "Elu"}, r"node 'stem/act' \(Elu\): no MobileNet has that operation"),
-        ({"name": "stem/act", "op": "Relu"}, "layer 1, 'block0.depthwise.*relu6; block0.depthwise of .* relu"),
+        ({"name": "stem/act", "op": "Relu"}, "layer 'block0.depthwise.*' has activation relu6, needed is relu"),
         ({"name": "stem/act", "inputs": ["gone"]}, "node 'stem/act'.*takes 'gone', which is not in the graph"),
         ({"name": "stem/norm", "is_training": {5: 1}}, "node 'stem/norm'.*or is in training"),
         ({"name": "stem/norm", "data_format": {2: "NCHW"}}, "node 'stem/norm'.*data format 'NCHW'"),
@@ -280,8 +280,8 @@ def constant(value: np.ndarray) -> dict[str, Fields]:
         ),
         ({"name": "input", "shape": {7: {2: [{1: 1}, {1: 0}, {1: 32}, {1: 3}]}}}, "the input has shape"),
         ({"name": "input", "shape": {7: {2: [{1: 1}, {1: 32}, {1: 32}, {1: 4}]}}}, "its weight has shape"),
-        ({"name": "stem/Conv2D", "padding": {2: "VALID"}}, "layer 0, 'stem/Conv2D'"),
-        ({"name": "input", "shape": {7: {2: [{1: 1}, {1: 2}, {1: 2}, {1: 3}]}}}, "layer|its filter is"),
+        ({"name": "stem/Conv2D", "padding": {2: "VALID"}}, "layer 'stem/Conv2D' has"),
+        ({"name": "input", "shape": {7: {2: [{1: 1}, {1: 2}, {1: 2}, {1: 3}]}}}, "layer|filter|its input is .2, 2, 3."),
     ],
 )
 def test_a_node_in_the_wrong_place_is_named(edit: dict[str, Any], message: str | None) -> None:

@@ -17,6 +17,7 @@ from mobilenet.errors import DataError, ModelError
 from mobilenet.export.tflite import tflite
 from mobilenet.formats import tflite_schema as schema
 from mobilenet.formats.flatbuffer import decode
+from test_tflite_converter import converted
 
 WORDS = (0, 1, 0xFFFFFFFF, 0x7FFFFFFF)
 SMALL = tflite(mobilenet.create(mobilenet.v2(0.1, 32, 3)), softmax=True)
@@ -55,7 +56,7 @@ def damaged(data: bytes) -> Iterator[bytes]:
         yield data[:place] + word.to_bytes(4, "little") + data[place + 4 :]
 
 
-@pytest.mark.parametrize("data", [SMALL, WHOLE], ids=["float", "whole"])
+@pytest.mark.parametrize("data", [SMALL, WHOLE, converted("int8_float32_ends")], ids=["float", "whole", "ends"])
 def test_every_word_of_the_tables_may_be_anything(data: bytes) -> None:
     outcomes = [read(changed) for changed in damaged(data)]
     assert outcomes.count("read") > len(outcomes) // 20  # names, padding

@@ -133,6 +133,10 @@ def test_a_file_is_a_source_with_the_users_options(tmp_path: Path) -> None:
         (v2(1.4, 32, 7, conventions="torchvision"), {"family": "v2", "alpha": 1.4}),
         (v2(0.35, 40, 7, conventions="keras"), {"alpha": 0.35, "downsampling": 32}),
         (v1(0.3333, 32, 7), {"family": "v1"}),
+        (v1(0.25, 32, 7, conventions="timm_100h"), {"family": "v1"}),
+        (v2(1.1, 32, 7, conventions="timm_110d"), {"alpha": 1.1}),
+        (v2(1.2, 32, 7, conventions="timm_120d"), {"alpha": 1.2}),
+        (v2(0.25, 32, 7, conventions="huggingface"), {"alpha": 0.25}),
         (v2(0.5, 32, 3, downsampling=8, include_top=False, pooling="max"), {"downsampling": 8, "pooling": "max"}),
     ],
 )  # fmt: skip
@@ -142,6 +146,8 @@ def test_the_network_is_told_by_the_file_alone(network: Network, said: dict[str,
     conv = network.conventions
     assert back.conventions.activation == conv.activation
     assert back.conventions.padding == conv.padding
+    assert (back.conventions.depth, back.conventions.head_conv) == (conv.depth, conv.head_conv)
+    assert [layer.adds for layer in back.layers] == [layer.adds for layer in network.layers]
     assert back.conventions.scaling == conv.scaling
     assert back.conventions.background == (network.classes == 1001)
 
@@ -173,7 +179,7 @@ DEEP, CONV = tflite_schema.DepthwiseConv2D, tflite_schema.Conv2D
         (1, DEEP.STRIDE_W, 0, r"operator 1 \(DEPTHWISE_CONV_2D\): \(1, 0\) is not a valid stride"),
         (1, DEEP.DEPTH_MULTIPLIER, 2, "'block0.depthwise': its depth multiplier is 2"),
         (1, DEEP.PADDING, 1, "'block0.depthwise': its result has shape"),
-        (4, CONV.ACTIVATION, 0, r"not a MobileNet: layer 4, 'block1.pointwise', is .* linear; block1.* relu6"),
+        (4, CONV.ACTIVATION, 0, r"not a MobileNet: layer 'block1.pointwise' has activation linear, needed is relu6"),
         (2, CONV.ACTIVATION, 9, r"operator 2 \(CONV_2D\): 9 is not a valid Activation"),
         (2, CONV.ACTIVATION, 2, r"operator 2 \(CONV_2D\): 2 is not a valid Activation"),
         (27, tflite_schema.Reducer.KEEP_DIMS, 1, None),  # the shapes say what the rest takes
@@ -199,9 +205,14 @@ def test_other_graphs_are_not_mobilenets(monkeypatch: pytest.MonkeyPatch, tmp_pa
     wider = tflite(made(v1(1.0, 32, 3)))
     monkeypatch.undo()
     (tmp_path / "deeper.tflite").write_bytes(deeper)
-    with pytest.raises(ModelError, match=r"deeper.tflite: the graph is not a MobileNet: layer 1\d, 'block"):
+    with pytest.raises(
+        ModelError,
+        match=r"deeper.tflite: not a MobileNet: layer 'block\d+.depthwise' is a depthwise convolution; .* has average",
+    ):
         read(tmp_path / "deeper.tflite")
-    with pytest.raises(ModelError, match=r"layer 2, 'block0.pointwise', is pointwise 32 -> 96 channels"):
+    with pytest.raises(
+        ModelError, match=r"layer 'block0.pointwise' has output \(16, 16, 96\), needed is \(16, 16, 64\)"
+    ):
         model_of(wider)
 
 

@@ -7,18 +7,18 @@ Standard library only: no shape, channel count or layer name of a network is wri
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from .common.checks import boolean, choice, exact_fields, fields, integer, number, refuse_unknown
 from .errors import UsageError
+from .presets import NOT_STORED, Padding, nearest_multiple
 from .presets import SCALINGS as SCALINGS
 from .presets import Conventions as Conventions
 from .presets import Family as Family
-from .presets import Padding, nearest_multiple
 from .presets import conventions as conventions
 from .presets import scale_channels as scale_channels
 from .presets import sources as sources
@@ -50,6 +50,7 @@ class Bottleneck(NamedTuple):
 
 
 STEM_CHANNELS = 32  # both papers: a 3x3 convolution with stride 2
+V1_HEAD_CHANNELS = 1024  # of timm's 100h
 V2_HEAD_CHANNELS = 1280
 
 # arXiv 1704.04861, Table 1. The print gives the last depthwise layer stride 2 with a 7x7 input and a 7x7 output; only
@@ -72,6 +73,8 @@ V2_TABLE = (
     Bottleneck(6, 160, 3, 2),
     Bottleneck(6, 320, 1, 1),
 )
+
+Line = TypeVar("Line", Separable, Bottleneck)
 
 STRIDED_LAYERS = 5  # both tables halve the resolution five times: 224 -> 7
 
@@ -264,25 +267,28 @@ class Network:
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as plain data, the inverse of `from_dict`."""
-        return dataclasses.asdict(self)
+        """Returns the fields as plain data, the inverse of `from_dict`, but for `NOT_STORED`."""
+        rules = dataclasses.asdict(self.conventions)
+        stored = {name: value for name, value in rules.items() if (name, value) not in NOT_STORED.items()}
+        return dataclasses.asdict(self) | {"conventions": stored}
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> "Network":
-        """Builds a network from `to_dict`'s data: all fields given, none unknown.
+        """Builds a network from `to_dict`'s data: all fields given but for `NOT_STORED`, none unknown.
 
         Raises:
             UsageError: names the field that is missing, unknown (with the nearest known one) or outside its rule.
         """
         given = exact_fields("network", data, Network)
-        conv = Conventions(**exact_fields("conventions", given["conventions"], Conventions))
+        conv = Conventions(**exact_fields("conventions", given["conventions"], Conventions, NOT_STORED))
         return Network(**given | {"conventions": conv})
 
     def __str__(self) -> str:
         top = f"{self.classes} classes" if self.include_top else "no top"
         kind = "" if self.separable else " of standard convolutions"
+        depth = "" if self.conventions.depth == 1 else f" depth {self.conventions.depth:g}"
         size = f"{self.height}x{self.width}x{self.channels}"
-        return f"MobileNet{self.family.upper()}{kind} alpha {self.alpha:g} {size} {top}"
+        return f"MobileNet{self.family.upper()}{kind} alpha {self.alpha:g}{depth} {size} {top}"
 
 
 MIN_RESOLUTION = 32
@@ -384,6 +390,15 @@ def _network(
     )
 
 
+def blocks(table: Sequence[Line], conv: Conventions) -> list[tuple[int, int, Line]]:
+    """Returns for each block the number of its line of the table, its place in the line, and the line."""
+    found = []
+    for place, line in enumerate(table):
+        deeper = conv.depth if 0 < place < len(table) - 1 else 1
+        found += [(place, repeat, line) for repeat in range(math.ceil(line.repeats * deeper))]
+    return found
+
+
 class _Builder:
     """Lays the table's rows out as layers, carrying the shape from each to the next."""
 
@@ -401,25 +416,24 @@ class _Builder:
             self._v1_blocks()
         else:
             self._v2_blocks()
+        if self.network.family == "v2" or self.conv.head_conv:
             self._convolve("head", "pointwise", None, self._head_width())
         self._top()
         return self.built
 
     def _v1_blocks(self) -> None:
-        rows = [(row.channels, row.stride if n == 0 else 1) for row in V1_TABLE for n in range(row.repeats)]
-        for index, (channels, stride) in enumerate(rows):
-            stride = self._stride(stride) if index < len(rows) - 1 else self.conv.last_stride
-            self._separable(index, "pointwise", self._width(channels), stride, self.conv.activation)
+        rows = blocks(V1_TABLE, self.conv)
+        for index, (_, repeat, row) in enumerate(rows):
+            stride = self._stride(1 if repeat else row.stride) if index < len(rows) - 1 else self.conv.last_stride
+            self._separable(index, "pointwise", self._width(row.channels), stride, self.conv.activation)
 
     def _v2_blocks(self) -> None:
-        rows = [(row, row.stride if n == 0 else 1) for row in V2_TABLE for n in range(row.repeats)]
-        for index, (row, table_stride) in enumerate(rows):
-            stride = self._stride(table_stride)
-            keeps_width = self.conv.fixed_stem and index == 0
+        for index, (_, repeat, row) in enumerate(blocks(V2_TABLE, self.conv)):
+            stride = self._stride(1 if repeat else row.stride)
+            keeps_width = self.conv.fixed_stem and not self.conv.scaled_first and index == 0
             channels = row.channels if keeps_width else self._width(row.channels)
-            # Sources add the shortcut wherever shapes allow (Hugging Face: but here), so the first block has one where
-            # 32 and 16 channels get the same width (alpha 0.25 and below).
-            shortcut = self.built[-1].name if stride == 1 and self.shape.channels == channels else None
+            adds = stride == 1 and self.shape.channels == channels and (index > 0 or self.conv.first_shortcut)
+            shortcut = self.built[-1].name if adds else None
             expanded = row.expansion * self.shape.channels
             if self.conv.round_expansion and row.expansion > 1:
                 expanded = nearest_multiple(expanded, self.conv)
@@ -492,7 +506,8 @@ class _Builder:
     def _head_width(self) -> int:
         rule = self.conv.scale_head
         scaled = rule == "always" or (rule == "above_one" and self.network.alpha > 1)
-        return self._width(V2_HEAD_CHANNELS, in_block=False) if scaled else V2_HEAD_CHANNELS
+        channels = V1_HEAD_CHANNELS if self.network.family == "v1" else V2_HEAD_CHANNELS
+        return self._width(channels, in_block=False) if scaled else channels
 
     def _stride(self, stride: int) -> int:
         """Returns the table's stride, or 1 for as many of the first strided layers as `downsampling` flattens."""

@@ -301,7 +301,7 @@ def _import_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("source", help="file or folder of another program, or the name of published weights")
     parser.add_argument("-o", "--output", type=Path, required=True, help="model folder to make")
-    parser.add_argument("--resolution", type=sides, metavar="N|HxW", help="input size of weights alone (default 224)")
+    parser.add_argument("--resolution", type=sides, metavar="N|HxW", help="input size (default its own, or 224)")
     parser.add_argument("--labels", type=Path, metavar="TXT", help="text file with a label a line")
     parser.add_argument("--scaling", choices=tuple(SCALINGS), help="of the pixels, where the source does not say it")
     parser.add_argument("--no-top", action="store_true", help="leave the classifier out")

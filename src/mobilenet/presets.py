@@ -39,10 +39,16 @@ class Conventions:
         divisor: what the "divisible" and "ceil" roundings round to.
         min_width: least number of channels of a scaled layer.
         fixed_stem: stem and, in V2, first block keep their width whatever alpha is (tonylins).
-        scale_head: V2's 1280 channels are scaled for alpha "above_one" only (the paper), "always" (slim without
-            `finegrain_classification_mode`) or "never".
+        scaled_first: with a fixed stem, V2's first block is scaled all the same (timm's 110d and 120d).
+        scale_head: V2's 1280 channels (1024 of `head_conv`) are scaled for alpha "above_one" only (the paper), "always"
+            (slim without `finegrain_classification_mode`) or "never".
         expand_first: V2's first block (expansion 1) has a 1x1 expansion all the same (PaddleClas; 314M MACs, not 301M).
         round_expansion: V2's expanded width is rounded to the divisor too (slim, Hugging Face).
+        first_shortcut: V2's first block adds its input where both have the same width (alpha 0.25 and below): sources
+            add wherever shapes allow, Hugging Face but there.
+        depth: each line of the table but the first and the last has that many times the repeats, rounded up (timm's
+            110d and 120d: 1.2 and 1.4).
+        head_conv: V1 has a 1x1 convolution to 1024 channels ahead of the pooling, as V2 has to 1280 (timm's 100h).
         last_stride: stride of V1's last depthwise layer: 1, or 2 as the paper's table and the source notes print it.
         conv_bias: convolutions have a bias before batch norm (MLPerf Tiny).
         dropout: probability that training drops a feature before the classifier.
@@ -58,9 +64,13 @@ class Conventions:
     divisor: int = 8
     min_width: int = 1
     fixed_stem: bool = False
+    scaled_first: bool = False
     scale_head: Literal["above_one", "always", "never"] = "above_one"
     expand_first: bool = False
     round_expansion: bool = False
+    first_shortcut: bool = True
+    depth: float = 1.0
+    head_conv: bool = False
     last_stride: int = 1
     conv_bias: bool = False
     dropout: float = 0.0
@@ -76,14 +86,22 @@ class Conventions:
         integer("divisor", self.divisor, 1, 1024)
         integer("min_width", self.min_width, 1, 1024)
         choice("scale_head", self.scale_head, ("above_one", "always", "never"))
+        number("depth", self.depth, 0.0, 10.0, open_low=True)
         integer("last_stride", self.last_stride, 1, 2)
         number("dropout", self.dropout, 0.0, 1.0, open_high=True)
         choice("scaling", self.scaling, tuple(SCALINGS))
-        for name in ("fixed_stem", "expand_first", "round_expansion", "conv_bias", "background"):
-            boolean(name, getattr(self, name))
+        for field in dataclasses.fields(self):
+            if isinstance(field.default, bool):
+                boolean(field.name, getattr(self, field.name))
 
+
+# What stored models that are older than these fields have; it is not stored, so that readers of before can read it.
+NOT_STORED: Mapping[str, Any] = {"first_shortcut": True, "scaled_first": False, "depth": 1.0, "head_conv": False}
 
 _TORCH: dict[str, Any] = {"padding": "symmetric", "batch_norm_epsilon": 1e-5, "batch_norm_momentum": 0.9}
+_DEEPER = Conventions(
+    **_TORCH, rounding="divisible", fixed_stem=True, scaled_first=True, scale_head="never", scaling="imagenet"
+)
 
 _PRESETS: Mapping[Family, Mapping[str, Conventions]] = {
     "v1": {
@@ -92,6 +110,7 @@ _PRESETS: Mapping[Family, Mapping[str, Conventions]] = {
         "keras": Conventions(padding="bottom_right", dropout=0.001),
         "slim": Conventions(min_width=8, batch_norm_momentum=0.9997, dropout=0.001, background=True),
         "timm": Conventions(**_TORCH, rounding="divisible"),
+        "timm_100h": Conventions(**_TORCH, rounding="divisible", head_conv=True),
         "huggingface": Conventions(min_width=8, batch_norm_momentum=0.9997, dropout=0.001, background=True),
         "paddle": Conventions(**_TORCH, activation="relu", scaling="imagenet"),
         "mlperf_tiny": Conventions(activation="relu", conv_bias=True, scaling="unit"),
@@ -105,8 +124,15 @@ _PRESETS: Mapping[Family, Mapping[str, Conventions]] = {
         ),
         "torchvision": Conventions(**_TORCH, rounding="divisible", dropout=0.2, scaling="imagenet"),
         "timm": Conventions(**_TORCH, rounding="divisible", scaling="imagenet"),
+        "timm_110d": dataclasses.replace(_DEEPER, depth=1.2),
+        "timm_120d": dataclasses.replace(_DEEPER, depth=1.4),
         "huggingface": Conventions(
-            rounding="rounded_divisible", round_expansion=True, batch_norm_momentum=0.997, dropout=0.2, background=True
+            rounding="rounded_divisible",
+            round_expansion=True,
+            first_shortcut=False,
+            batch_norm_momentum=0.997,
+            dropout=0.2,
+            background=True,
         ),
         "tonylins": Conventions(**_TORCH, rounding="ceil", fixed_stem=True, scaling="imagenet"),
         "d-li14": Conventions(**_TORCH, rounding="divisible", scaling="imagenet"),

@@ -23,15 +23,19 @@ def fields(kind: type) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(kind))
 
 
-def exact_fields(what: str, given: object, kind: type) -> dict[str, Any]:
-    """Returns `given` as a dict if it holds exactly the fields of the dataclass `kind`; raises a UsageError if not."""
+def exact_fields(what: str, given: object, kind: type, optional: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Returns `given` as a dict if it holds exactly the fields of the dataclass `kind`; raises a UsageError if not.
+
+    Of `optional` fields it need not hold all; their values are those that are not there.
+    """
     if not isinstance(given, Mapping):
         raise UsageError(f"{what}: got {short(given)}, needed an object with the keys {', '.join(fields(kind))}")
     refuse_unknown(what, given, fields(kind))
-    missing = [name for name in fields(kind) if name not in given]
+    found = {**(optional or {}), **cast(Mapping[str, Any], given)}
+    missing = [name for name in fields(kind) if name not in found]
     if missing:
         raise UsageError(f"{what}: the key {missing[0]!r} is missing")
-    return dict(cast(Mapping[str, Any], given))
+    return found
 
 
 def short(value: object) -> str:

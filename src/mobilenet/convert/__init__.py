@@ -110,7 +110,7 @@ def convert(
         source: a file or folder: Keras .h5, .weights.h5 or .keras; .safetensors or .pth of torchvision, timm, d-li14 or
             tonylins; a folder of transformers or timm; .tflite; a frozen graph (.pb); or the name of published weights,
             "imagenet/v2-1.0-224".
-        resolution: one side or (height, width), for files of weights alone; None for the file's own, or 224.
+        resolution: one side or (height, width); None for the file's own, or 224 where it holds weights alone.
         labels: one a class, or a text file with a label a line; None for the source's own, or numbers.
         scaling: of the pixels, "inception", "imagenet" or "unit"; None for the source's own, or its library's usual.
         include_top: False leaves the classifier out.

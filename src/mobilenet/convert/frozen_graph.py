@@ -59,7 +59,7 @@ def model_of(data: bytes, *, allow_nonfinite: bool = False) -> Model:
     """Returns the model of a file's bytes; errors as `read`, without the file's name."""
     with np.errstate(all="ignore"):  # `check` refuses what is not finite
         steps = _Walk(tf_graph.read(data)).steps
-    network = network_of(steps, "the graph")
+    network = network_of(steps)
     network = network.replace(conventions=dataclasses.replace(network.conventions, scaling="inception"))
     tensors = tensors_of(network, steps)
     check(network, tensors, allow_nonfinite=allow_nonfinite)

@@ -14,7 +14,7 @@ def read_tflite(path: Path, options: Options) -> Stored:
     """Returns the parts of a TFLite file's model; raises as `tflite.read`.
 
     Raises:
-        UsageError: a pixel scaling is asked for of a network of whole numbers, whose input the bytes are.
+        UsageError: a pixel scaling or another resolution is asked for of a network of whole numbers.
     """
     return _stored(path, "TFLite", tflite.read(path, allow_nonfinite=options.allow_nonfinite), options)
 
@@ -32,6 +32,10 @@ def _stored(path: Path, title: str, model: Model, options: Options) -> Stored:
         if options.scaling:
             raise UsageError(f"scaling: got {options.scaling!r}, but to this network of whole numbers the bytes "
                              "are the input; needed is none")  # fmt: skip
+        own = (model.network.height, model.network.width)
+        if options.sides(own) != own:
+            raise UsageError(f"resolution: got {options.resolution!r}, but this network of whole numbers is one for "
+                             f"{own[0]}x{own[1]} alone")  # fmt: skip
         model = model if options.include_top else model.without_top()
         options, tensors = dataclasses.replace(options, include_top=True), {}
     if options.scaling:

@@ -18,12 +18,16 @@ _LABELS = "google/mobilenet_v2_1.0_224"  # whose config has ImageNet's labels, a
 _CHUNK = 1 << 20
 
 
-# timm's are the more accurate ones, where there is one; 75.4% and 72.9% top-1 for alpha 1.
+# timm's are the more accurate ones, where there is one; 75.4% and 72.9% top-1 for alpha 1. Its "d" are deeper, its "h"
+# has a head convolution.
 REPOSITORIES = {
     "v1-1.25-224": "timm/mobilenetv1_125.ra4_e3600_r224_in1k",
+    "v1-1.0h-224": "timm/mobilenetv1_100h.ra4_e3600_r224_in1k",
     "v1-1.0-224": "timm/mobilenetv1_100.ra4_e3600_r224_in1k",
     "v1-0.75-192": "google/mobilenet_v1_0.75_192",
     "v2-1.4-224": "timm/mobilenetv2_140.ra_in1k",
+    "v2-1.2d-224": "timm/mobilenetv2_120d.ra_in1k",
+    "v2-1.1d-224": "timm/mobilenetv2_110d.ra_in1k",
     "v2-1.0-224": "timm/mobilenetv2_100.ra_in1k",
     "v2-0.75-160": "google/mobilenet_v2_0.75_160",
     "v2-0.5-224": "timm/mobilenetv2_050.lamb_in1k",

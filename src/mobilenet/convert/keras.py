@@ -167,9 +167,7 @@ def _weights_alone(path: Path, options: Options) -> Stored:
     arrays = keras_h5.read(path, choose)
     fit = found[0]
     tensors = fit.tensors({f"{layer}/{part}": a for layer, parts in arrays.items() for part, a in parts.items()})
-    height, width = options.sides()
-    network = fit.network.replace(height=height, width=width)
-    return finish(path, fit.source.title, network, tensors, options)
+    return finish(path, fit.source.title, fit.network, tensors, options)
 
 
 # --------------------------------------------------------------------------------------------------------- writing

@@ -16,6 +16,7 @@ from ..errors import ModelError, UsageError
 from ..storage import fitting
 
 _COMPARED = ("kind", "kernel", "stride", "batch_norm", "bias", "activation", "input", "output", "padding")
+_STRUCTURE = ("expand_first", "depth", "head_conv")  # conventions that decide which layers there are
 _MAKES: dict[Family, Callable[..., Network]] = {"v1": v1, "v2": v2}
 
 
@@ -53,13 +54,14 @@ def _skeletons(layers: Sequence[Layer]) -> list[Network]:
     size, twos = layers[0].input, sum(layer.stride == 2 for layer in layers)
     last = [layer for layer in layers if layer.kernel > 1][-1:] or layers
     found = []
-    for family, separable, first in itertools.product(_MAKES, (True, False), (False, True)):
+    kinds = [(family, *kind) for family in _MAKES for kind in itertools.product((True, False), _structures(family))]
+    for family, separable, structure in kinds:
         top: dict[str, Any] = {"include_top": layers[-1].kind == "dense"}
         if layers[-1].kind == "average_pool":
             top["pooling"] = "avg"
         elif layers[-1].kind == "max_pool":
             top["pooling"] = "max"
-        rules = conventions(family, "paper", expand_first=first, last_stride=1)
+        rules = conventions(family, "paper", **structure, last_stride=1)
         strides = twos
         if family == "v1" and last[0].stride == 2:
             rules = dataclasses.replace(rules, last_stride=2)
@@ -83,6 +85,13 @@ def _skeletons(layers: Sequence[Layer]) -> list[Network]:
     return found
 
 
+def _structures(family: Family) -> list[dict[str, Any]]:
+    """Returns the values of the conventions that decide which layers there are, of all presets."""
+    presets = [conventions(family, name) for name in sources(family)]
+    known = dict.fromkeys(tuple(getattr(preset, name) for name in _STRUCTURE) for preset in presets)
+    return [dict(zip(_STRUCTURE, values, strict=True)) for values in known]
+
+
 def _common(base: Network, layers: Sequence[Layer]) -> int:
     """Returns how many layers from the beginning on are of the same kind."""
     pairs = zip(base.layers, layers, strict=False)
@@ -101,7 +110,11 @@ def _members(base: Network, layers: Sequence[Layer], epsilon: float | None, pref
         yield fitting.nearest(start, shapes)
         return
     widths = {name: getattr(found.conventions, name) for name in fitting.WIDTH_RULES}
+    # What else presets differ in is no layer's, so that of those that agree in these the first is enough.
+    first: dict[tuple[str, bool], Conventions] = {}
     for each in rules:
+        first.setdefault((each.padding, each.first_shortcut), each)
+    for each in first.values():
         known = found.replace(conventions=each)
         yield known if known.tensors == shapes else found.replace(conventions=dataclasses.replace(each, **widths))
 
@@ -113,9 +126,13 @@ def _rules(
     shown: dict[str, Any] = {
         "activation": "relu" if layers[0].activation == "relu" else "relu6",
         "conv_bias": layers[0].bias,
-        "expand_first": base.conventions.expand_first,
         "last_stride": base.conventions.last_stride,
+        "background": layers[-1].kind == "dense" and layers[-1].output.channels == 1001,
+        **{name: getattr(base.conventions, name) for name in _STRUCTURE},
     }
+    told = {*shown, "padding", "batch_norm_epsilon"} - (
+        {"conv_bias", "batch_norm_epsilon"} if epsilon is None else set()
+    )
     if epsilon is not None:
         shown["batch_norm_epsilon"] = epsilon
     names = [name for name in prefer if name in sources(base.family)]
@@ -126,9 +143,7 @@ def _rules(
         for known in presets
         for padding in dict.fromkeys((known.padding, "same", "bottom_right", "symmetric"))
     ]
-    ranked = sorted(
-        padded, key=lambda pair: sum(getattr(pair[0], f) != getattr(pair[1], f) for f in (*shown, "padding"))
-    )
+    ranked = sorted(padded, key=lambda pair: sum(getattr(pair[0], f) != getattr(pair[1], f) for f in told))
     yield from dict.fromkeys(rules for rules, _ in ranked)
 
 

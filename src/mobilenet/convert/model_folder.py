@@ -59,7 +59,7 @@ def _json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _weights(path: Path, source: Source, rules: Conventions, options: Options) -> tuple[Network, dict[str, Any]]:
+def _weights(path: Path, source: Source, rules: Conventions | None, options: Options) -> tuple[Network, dict[str, Any]]:
     """Returns the network, at 224x224, and its tensors."""
     pickled = next((path / name for name in _PICKLES if (path / name).exists()), None)
     if (path / WEIGHTS).exists() or pickled is None:
@@ -89,11 +89,9 @@ def _transformers(path: Path, config: Mapping[str, Any], options: Options) -> St
     except (UsageError, TypeError, KeyError, ZeroDivisionError) as error:
         raise ModelError(f"{shown(path)}: {type(error).__name__}: {error}") from error
     network, tensors = _weights(path, source, rules, options)
-    height, width = options.sides(sides)
-    network = _with_alpha(path, network, alpha).replace(height=height, width=width)
+    network = _with_alpha(path, network, alpha).replace(height=sides[0], width=sides[1])
     rules = dataclasses.replace(network.conventions, background=network.classes == 1001)
     network = network.replace(conventions=rules)
-    _refuse_first_shortcut(network)
     return finish(
         path,
         source.title,
@@ -159,15 +157,6 @@ def _with_alpha(path: Path, network: Network, alpha: float) -> Network:
     return said
 
 
-def _refuse_first_shortcut(network: Network) -> None:
-    """Raises if our V2 adds stem to first block, where transformers does not: where both have the same width."""
-    if any(layer.adds for layer in network.layers if layer.block == 0):
-        raise ModelError(
-            f"{network}: its first block has a shortcut, as the stem has as many channels; transformers leaves it out "
-            "there, so the outputs would differ"
-        )
-
-
 def _processing(config: Mapping[str, Any], side: int) -> tuple[tuple[int, int], dict[str, Any]]:
     """Returns the input's height and width, and the preprocessing, of a preprocessor_config.json."""
     factor = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0
@@ -209,7 +198,6 @@ def write(model: Model, path: Path, format: str) -> None:
     if network.family == "v1":
         rules["divisor"] = 8  # which V1's rule for widths does not look at
     source = source_for(model, (HUGGINGFACE_V1, HUGGINGFACE_V2), format, rules)
-    _refuse_first_shortcut(network)
     if not network.include_top:
         raise ModelError(f"format: {source.title} has a classifier, {network} has none")
     files = {
@@ -293,8 +281,7 @@ def _timm(path: Path, config: Mapping[str, Any], source: Source, options: Option
         }
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ModelError(f"{shown(path / CONFIG)}: pretrained_cfg: {type(error).__name__}: {error}") from error
-    network, tensors = _weights(path, source, conventions(source.family, source.preset), options)
-    height, width = options.sides((height, width))
+    network, tensors = _weights(path, source, None, options)
     network = network.replace(height=height, width=width)
     names = given.get("label_names") or config.get("label_names")
     return finish(path, source.title, network, tensors, options, labels=names or None, preprocessing=preprocessing)

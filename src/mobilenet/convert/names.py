@@ -6,7 +6,7 @@ twice the block's number and one more, {before} is the block's number less one.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import notes as listing
-from ..arch import BATCH_NORM, V1_TABLE, V2_TABLE, Bottleneck, Family, Layer, Network, Separable, conventions, v1, v2
+from ..arch import BATCH_NORM, V1_TABLE, V2_TABLE, Conventions, Family, Layer, Network, blocks, conventions, v1, v2
 
 Modules = tuple[str, str]  # the convolution, its batch norm
 _MAX_SIZE = 1 << 40  # elements: beyond it a shape is not worth turning round
@@ -30,12 +30,12 @@ class Source:
         family: "v1" or "v2".
         preset: whose `conventions`.
         layout: "torch", output channels first, or "keras", output channels last.
-        stem, head: modules; the head is V2's.
+        stem, head: modules; the head is V2's, and of timm's V1 with one.
         blocks: modules of each layer of a block.
         first: modules of V2's first block, which has no expansion.
         classifier: its module.
         older: the classifier's module in older files.
-        variants: other values of the conventions that are tried where the preset's do not fit.
+        variants: other conventions that are tried where the preset's do not fit.
         convolved_top: the classifier is stored as a 1x1 convolution.
         crop, interpolation: of the library's own preprocessing.
         unsupported: begin of a name that tells a relative we can't describe -> what it is.
@@ -52,7 +52,7 @@ class Source:
     first: Mapping[str, Modules] = field(default_factory=dict)
     head: Modules = ("", "")
     older: str = ""
-    variants: tuple[Mapping[str, Any], ...] = ()
+    variants: tuple[Conventions, ...] = ()
     convolved_top: bool = False
     crop: float = 0.875
     interpolation: str = "bilinear"
@@ -63,8 +63,6 @@ class Source:
         arguments = {"conventions": self.preset} | arguments
         return {"v1": v1, "v2": v2}[self.family](alpha, **arguments)
 
-
-_DEEPER = "a deeper member (as timm's 110d and 120d), which the papers' tables do not have"
 
 TORCHVISION = Source(
     "torchvision",
@@ -107,7 +105,7 @@ D_LI14 = Source(
     "torch",
     **_FLAT,
     head=("conv.0", "conv.1"),
-    variants=({"divisor": 4},),  # of alpha 0.1
+    variants=(conventions("v2", "d-li14", divisor=4),),  # of alpha 0.1
 )
 TONYLINS = Source(
     "tonylins",
@@ -132,8 +130,10 @@ TIMM_V1 = Source(
         "pointwise": ("blocks.{stage}.{repeat}.conv_pw", "blocks.{stage}.{repeat}.bn2"),
     },
     classifier="classifier",
+    head=("conv_head", "bn2"),
     interpolation="bicubic",
-    unsupported={"conv_head.": "a V1 with a head convolution (as timm's mobilenetv1_100h)", "blocks.": _DEEPER},
+    variants=(conventions("v1", "timm_100h"),),
+    unsupported={"blocks.": "a member of another depth"},
 )
 TIMM_V2 = Source(
     "timm",
@@ -154,7 +154,8 @@ TIMM_V2 = Source(
     head=("conv_head", "bn2"),
     classifier="classifier",
     interpolation="bicubic",
-    unsupported={"blocks.": _DEEPER},
+    variants=(conventions("v2", "timm_110d"), conventions("v2", "timm_120d")),
+    unsupported={"blocks.": "a member of another depth than 100, 110d and 120d"},
 )
 
 
@@ -242,22 +243,25 @@ _TORCH_PARTS = dict(zip(BATCH_NORM, ("weight", "bias", "running_mean", "running_
 _KERAS_PARTS = dict(zip(BATCH_NORM, ("gamma", "beta", "moving_mean", "moving_variance"), strict=True))
 
 
-def modules(source: Source, layer: Layer) -> Modules:
-    """Returns the names of the modules that hold a layer; the second is "" where there is no batch norm."""
+def modules(source: Source, layer: Layer, rules: Conventions) -> Modules:
+    """Returns the names of the modules that hold a layer; the second is "" where there is no batch norm.
+
+    Args:
+        rules: of the layer's network.
+    """
     if layer.kind == "dense":
         return source.classifier, ""
     if layer.block is None:
         return source.head if layer.kind == "pointwise" else source.stem
     table = source.first if layer.block == 0 and source.first else source.blocks
     conv, norm = table[layer.name.rpartition(".")[2]]
-    places = _places(source.family, layer.block)
+    places = _places(source.family, layer.block, rules)
     return conv.format(**places), norm.format(**places)
 
 
-def _places(family: Family, block: int) -> dict[str, int]:
-    rows: Sequence[Separable | Bottleneck] = V1_TABLE if family == "v1" else V2_TABLE
-    stages = [(stage, repeat) for stage, row in enumerate(rows) for repeat in range(row.repeats)]
-    stage, repeat = stages[block]
+def _places(family: Family, block: int, rules: Conventions) -> dict[str, int]:
+    found = blocks(V1_TABLE, rules) if family == "v1" else blocks(V2_TABLE, rules)
+    stage, repeat, _ = found[block]
     numbers = {"block": block, "next": block + 1, "before": block - 1, "even": 2 * block, "odd": 2 * block + 1}
     return numbers | {"stage": stage, "repeat": repeat}
 
@@ -269,7 +273,7 @@ def keys(source: Source, network: Network) -> dict[str, str]:
     dot, parts, weight = (".", _TORCH_PARTS, "weight") if source.layout == "torch" else ("/", _KERAS_PARTS, "kernel")
     found = {}
     for layer in network.layers:
-        conv, norm = modules(source, layer) if layer.tensors else ("", "")
+        conv, norm = modules(source, layer, network.conventions) if layer.tensors else ("", "")
         for tensor in layer.tensors:
             part = tensor.rpartition(".")[2]
             if part in parts:
@@ -336,5 +340,5 @@ def theirs(source: Source, layer: Layer, array: NDArray[np.float32]) -> NDArray[
 
 def candidates(source: Source, *, include_top: bool = True) -> Iterator[Network]:
     """Yields networks of a source, alpha 1, one for each of its variants of conventions."""
-    for changes in ({}, *source.variants):
-        yield source.network(include_top=include_top, conventions=conventions(source.family, source.preset, **changes))
+    for rules in (conventions(source.family, source.preset), *source.variants):
+        yield source.network(include_top=include_top, conventions=rules)

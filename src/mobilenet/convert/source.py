@@ -23,7 +23,7 @@ class Options:
     """Is what a user may say about a file that does not say it itself.
 
     Attributes:
-        resolution: one side or (height, width), for files of weights alone; None for the file's own, or 224.
+        resolution: one side or (height, width); None for the file's own, or 224 where it holds weights alone.
         labels: one a class, or a text file with one a line; None for the source's own, or numbers.
         scaling: of the pixels, a key of `SCALINGS`; None for the source's own, or its library's.
         include_top: False leaves the classifier out.
@@ -76,7 +76,10 @@ def finish(
             check_values(tensors)
         except ModelError as error:
             raise ModelError(f"{shown(path)}: {error}") from error
-    changes = dict(preprocessing or {})
+    if options.resolution is not None:
+        height, width = options.sides()
+        network = network.replace(height=height, width=width)
+    changes = {name: value for name, value in (preprocessing or {}).items() if name not in ("height", "width")}
     mean, std = changes.get("mean"), changes.get("std")
     known = [name for name, scaling in SCALINGS.items() if scaling == (mean, std)]
     scaling = options.scaling or (known[0] if known else None)

@@ -24,6 +24,11 @@ from .source import Options, finish
 _COUNTER = ".num_batches_tracked"  # of batch norm in torch: how many steps it was trained, which nothing reads
 _WRAPPERS = ("module.", "model.", "_orig_mod.")  # DataParallel, Lightning, torch.compile
 
+_TELLING = (
+    *("padding", "activation", "batch_norm_epsilon", "last_stride", "conv_bias", "expand_first", "first_shortcut"),
+    *("depth", "head_conv", "fixed_stem", "rounding"),
+)
+
 
 def read(path: Path, options: Options) -> Stored:
     """Reads a .safetensors file; the library and the member are recognised by names and shapes.
@@ -98,10 +103,8 @@ def _named(path: Path, file: Path | None) -> Iterator[None]:
 
 def stored(path: Path, fit: Fit, tensors: Tensors, options: Options) -> Stored:
     """Returns the model of a state dict, whose resolution is the user's or 224."""
-    height, width = options.sides()
-    network = fit.network.replace(height=height, width=width)
     preprocessing = {"crop": fit.source.crop, "interpolation": fit.source.interpolation}
-    return finish(path, fit.source.title, network, tensors, options, preprocessing=preprocessing)
+    return finish(path, fit.source.title, fit.network, tensors, options, preprocessing=preprocessing)
 
 
 def source_for(model: Model, sources: Iterable[Source], format: str, free: Mapping[str, Any] | None = None) -> Source:
@@ -140,8 +143,8 @@ def _difference(source: Source, network: Network, free: Mapping[str, Any]) -> st
         if other.layers == network.layers and same.batch_norm_epsilon == epsilon:
             return ""
     ours, same = network.conventions, dataclasses.replace(source.network().conventions, **free)
-    names = ("padding", "activation", "batch_norm_epsilon", "last_stride", "conv_bias", "expand_first", "rounding")
-    apart = [f"{n} {getattr(same, n)}, not {getattr(ours, n)}" for n in names if getattr(same, n) != getattr(ours, n)]
+    pairs = ((name, getattr(same, name), getattr(ours, name)) for name in _TELLING)
+    apart = [f"{name} {needed}, not {found}" for name, needed, found in pairs if needed != found]
     return "it has " + ", ".join(apart or ["other widths"])
 
 

@@ -25,6 +25,7 @@ from ..model import Model, usual_preprocessing
 from ..weights import check
 from . import tflite_integer, tflite_metadata
 from .recognise import Step, network_of, tensors_of, with_scaling
+from .tflite_core import core
 from .tflite_integer import Place
 
 # By the type of the input: those of weight and bias.
@@ -41,11 +42,11 @@ _ACTIVATIONS: dict[tflite_schema.Activation, Activation] = {
 
 
 def read(path: Path, *, allow_nonfinite: bool = False) -> Model:
-    """Reads a TFLite file of a MobileNet: float32, or of whole numbers alone, which gives an int8 model.
+    """Reads a TFLite file of a MobileNet: float32, or of whole numbers between its ends, which gives an int8 model.
 
     Labels and preprocessing come from the file's metadata where it has them. Else the classes have numbers, and pixels
     are scaled as the source with the nearest conventions scales them, which the model's notes say. To a network of
-    whole numbers the pixels' bytes are the input itself.
+    whole numbers the pixels' bytes are the input itself; where floats are, those that they are quantised to.
 
     Args:
         allow_nonfinite: takes weights with NaN and infinities.
@@ -61,12 +62,14 @@ def read(path: Path, *, allow_nonfinite: bool = False) -> Model:
 
 def model_of(data: bytes, *, allow_nonfinite: bool = False) -> Model:
     """Returns the model of a file's bytes; errors as `read`, without the file's name."""
-    graph = tflite_graph.read(data)
+    whole = tflite_graph.read(data)
+    graph = core(whole)
     chain = _Chain(graph)
     steps = chain.steps
-    network = network_of(steps, "the graph")
+    network = network_of(steps)
     if chain.source.type != Type.FLOAT32:
-        return _integer_model(chain, network, data)
+        given = whole.tensors[whole.inputs[0]].type
+        return _integer_model(chain, network, data, floats=given == Type.FLOAT32)
     tensors = tensors_of(network, steps)
     check(network, tensors, allow_nonfinite=allow_nonfinite)
     labels, preprocessing = tflite_metadata.read(graph.metadata, data, network)
@@ -77,12 +80,12 @@ def model_of(data: bytes, *, allow_nonfinite: bool = False) -> Model:
     return Model(network, tensors, labels, preprocessing or usual_preprocessing(network), {"imported": facts})
 
 
-def _integer_model(chain: "_Chain", network: Network, data: bytes) -> Model:
+def _integer_model(chain: "_Chain", network: Network, data: bytes, floats: bool) -> Model:
     graph = chain.graph
     tensors = tflite_integer.tensors_of(network, graph, chain.places)
     quantized.check(network, tensors, "fixed")
     labels, told = tflite_metadata.read(graph.metadata, data, network)
-    preprocessing = tflite_integer.preprocessing_of(network, chain.source, told)
+    preprocessing = tflite_integer.preprocessing_of(network, chain.source, told, floats=floats)
     facts = {"format": f"tflite, {chain.source.type.name.lower()}", "pixel scaling": "none: the bytes are the input"}
     return Model(network, tensors, labels, preprocessing, {"imported": facts}, "int8", "fixed")
 
@@ -184,7 +187,12 @@ class _Chain:
         found = self._constant(index, what, dimensions)
         needed = _WEIGHTS[self.source.type][what == "bias"]
         if found.dtype != needed:
-            raise self._error(f"its {what} is {found.dtype}, needed is {needed}")
+            hint = (
+                ": only its weights are quantised, and the outputs depend on how a runtime quantises activations; "
+                "convert it to float or to whole numbers"
+            )
+            hybrid = self.source.type == Type.FLOAT32 and found.dtype == np.int8
+            raise self._error(f"its {what} is {found.dtype}, needed is {needed}{hint if hybrid else ''}")
         return found
 
     def _bias(self, channels: int) -> NDArray[Any]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arch import Layer, Network
+from ..arch import SCALINGS, Layer, Network
 from ..errors import ModelError
 from ..fixed_point import ADD_SHIFT, factors
 from ..formats.tflite_graph import Graph, Operator, Quantization, Tensor
@@ -28,6 +28,8 @@ _SCALES = 1e-9, 1e9  # between which every scale of activations lies, and below 
 _POOL_SCALES = 1e-6  # by which TFLite lets the scales of a pooling differ
 _BIAS_SCALES = 0.02  # by which it lets the scale of a bias differ, in units of the output's
 _PIXEL_SCALES = 1 / 64  # by which the scale of the input may differ from that of the pixels: of four bytes one step
+
+_AS_THEY_ARE = (0.0,), (1.0,)  # mean and deviation of pixels that are not scaled
 
 
 class Place(NamedTuple):
@@ -94,20 +96,29 @@ def tensors_of(network: Network, graph: Graph, places: Sequence[Place]) -> Array
     return tensors
 
 
-def preprocessing_of(network: Network, source: Tensor, told: Preprocessing | None) -> Preprocessing:
+def preprocessing_of(
+    network: Network, source: Tensor, told: Preprocessing | None, *, floats: bool = False
+) -> Preprocessing:
     """Returns the preprocessing whose pixels are the network's input as they are.
 
     Args:
         told: by the file's metadata, if it says something.
+        floats: the file takes floats, which it makes the network's bytes of: they must be pixels in a usual scaling.
 
     Raises:
-        ModelError: the metadata has pixels that are scaled otherwise than the input, so that they are not its bytes.
+        ModelError: the pixels, as the metadata or else some usual scaling has them, are not the bytes of the input.
     """
     scale, zero = _byte_scale(source)
+
+    def fits(means: Sequence[float], stds: Sequence[float]) -> bool:
+        pairs = zip(means, stds, strict=True)
+        return all(abs(mean - zero) <= 1 and abs(std * float(scale) - 1) <= _PIXEL_SCALES for mean, std in pairs)
+
+    if told is None and floats and not any(fits(*scaling) for scaling in (*SCALINGS.values(), _AS_THEY_ARE)):
+        raise _error(source, f"has scale {scale:g} and zero point {zero} as a byte, which no pixel scaling of "
+                     f"{', '.join(SCALINGS)} or none gives: a photo's bytes are not the input as they are")  # fmt: skip
     if told is not None:
-        off = [abs(mean - zero) > 1 or abs(std * float(scale) - 1) > _PIXEL_SCALES
-               for mean, std in zip(told.mean, told.std, strict=True)]  # fmt: skip
-        if any(off):
+        if not fits(told.mean, told.std):
             raise _error(source, f"has scale {scale:g} and zero point {zero} as a byte, but by the metadata pixels "
                          f"have mean {told.mean} and std {told.std}: they are not the input as they are")  # fmt: skip
         return told

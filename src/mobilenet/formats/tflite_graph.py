@@ -20,7 +20,8 @@ from .tflite_schema import Activation, Op, Options, Padding, Type
 _LIMIT = 8192  # of tensors, operators and buffers; the largest MobileNet has some 180
 _MAX_SIDE = 1 << 24  # of a shape: keeps every product of four within Python's fast integers
 _KNOWN_TYPES = ", ".join(f"{kind} ({kind.name})" for kind in Type)
-_DTYPES = {Type.FLOAT32: "<f4", Type.INT32: "<i4", Type.UINT8: "u1", Type.INT64: "<i8", Type.INT8: "i1"}
+_DTYPES = {Type.FLOAT32: "<f4", Type.FLOAT16: "<f2", Type.INT32: "<i4", Type.INT64: "<i8"}
+_DTYPES |= {Type.UINT8: "u1", Type.INT8: "i1"}
 
 
 @dataclass(frozen=True, eq=False)

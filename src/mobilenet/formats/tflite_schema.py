@@ -45,7 +45,10 @@ class Op(IntEnum):
     PAD = 34
     MEAN = 40
     SQUEEZE = 43
+    STRIDED_SLICE = 45
+    SHAPE = 77
     REDUCE_MAX = 82
+    PACK = 83
     QUANTIZE = 114
 
 
@@ -81,6 +84,7 @@ class Type(IntEnum):
     """Is a TensorType."""
 
     FLOAT32 = 0
+    FLOAT16 = 1
     INT32 = 2
     UINT8 = 3
     INT64 = 4

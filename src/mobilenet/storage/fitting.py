@@ -11,7 +11,7 @@ from ..errors import UsageError
 Shapes = Mapping[str, tuple[int, ...]]
 
 MAX_ALPHA = 16.0  # that is looked for
-WIDTH_RULES = ("rounding", "divisor", "min_width", "fixed_stem", "scale_head", "round_expansion")
+WIDTH_RULES = ("rounding", "divisor", "min_width", "fixed_stem", "scaled_first", "scale_head", "round_expansion")
 
 
 def explain(network: Network, shapes: Shapes) -> str:
