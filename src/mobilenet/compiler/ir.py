@@ -241,6 +241,23 @@ class Code:
         """Returns the sum of whole numbers."""
         return self.builder.add(x, y)
 
+    def times(self, x: Value, y: Value) -> Value:
+        """Returns the product of whole numbers."""
+        return self.builder.mul(x, y)
+
+    def without_bits(self, x: Value, bits: int) -> Value:
+        """Returns whole numbers less their lowest bits, rounded down."""
+        return self.builder.ashr(x, self.whole_numbers(bits))
+
+    def folded(self, x: Value, lanes: int) -> Value:
+        """Returns the sum of a vector's parts of `lanes` whole numbers each."""
+        while x.type.count > lanes:
+            half = x.type.count // 2
+            low, high = (ir.Constant(ir.VectorType(_I32, half), list(range(n, n + half))) for n in (0, half))
+            nothing = ir.Constant(x.type, ir.Undefined)
+            x = self.builder.add(*(self.builder.shuffle_vector(x, nothing, part) for part in (low, high)))
+        return x
+
     def limited(self, x: Value, low: Value, high: Value) -> Value:
         """Returns whole numbers within limits."""
         return self._least_words(self._call(f"llvm.smax.v{self.lanes}i32", self._words, x, low), high)
@@ -410,9 +427,11 @@ class Code:
             return x
         return self.builder.add(_i64(x), _i64(y), flags=["nsw"])
 
-    def product(self, x: Index, factor: int) -> Index:
+    def product(self, x: Index, factor: Index) -> Index:
         """Returns x·factor."""
-        return x * factor if isinstance(x, int) else self.builder.mul(x, _i64(factor), flags=["nsw"])
+        if isinstance(x, int) and isinstance(factor, int):
+            return x * factor
+        return self.builder.mul(_i64(x), _i64(factor), flags=["nsw"])
 
     def least(self, x: Index, y: int) -> Index:
         """Returns the smaller."""
@@ -473,6 +492,16 @@ class Pointer:
             return code._low_half(b.zext(loaded, code._words))
         return code.to_floats(b.zext(loaded, code._words)) if self.numbers == "u8" else loaded
 
+    def load_bytes(self) -> Value:
+        """Returns the vector of whole numbers whose bytes begin here."""
+        code = self.code
+        loaded = code.builder.load(self.value, align=1, typ=ir.VectorType(_I8, code.lanes))
+        return code.builder.zext(loaded, code._words)
+
+    def index(self) -> Index:
+        """Returns the one whole number here, to count or address with."""
+        return self.code.builder.sext(self.code.builder.load(self.value, align=4, typ=_I32), _I64)
+
     def store(self, value: Value, *, aligned: bool = True) -> None:
         """Writes a vector from here on; whole numbers that are no bytes become the nearest that are."""
         code, b = self.code, self.code.builder
@@ -513,7 +542,7 @@ class Pointer:
         code, b, lanes = self.code, self.code.builder, self.code.lanes
         if self.numbers == "f32":
             return self._repeated(_F32, lanes, 4)
-        if self.numbers == "bf16":
+        if self.numbers in ("bf16", "i32"):
             return self._repeated(_I32, lanes, 4)
         if in_word(self.numbers, code.target) == 4:
             return self._repeated(_I32, lanes, 1)

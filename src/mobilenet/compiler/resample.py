@@ -1,0 +1,199 @@
+"""A photo's area resized to the network's input, bit by bit what Pillow makes of it: along rows, and along columns.
+
+Each pixel of a pass is a sum of some pixels times whole numbers, of which 2²² is one, rounded to a byte. The whole numbers come from `photos.resampling`, and depend on the photo's size.
+"""
+
+import contextlib
+import ctypes
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..photos.resampling import ONE_BITS, Box, factors
+from .kernel import Kernel
+from .loader import Code
+
+if TYPE_CHECKING:
+    from .ir import Code as Writer
+    from .ir import Index, Value
+
+LEAST = 32
+"""Pixels that each side of a photo and of what is made of it must have: so a row has more pixels than an output pixel's
+factors take in whole vectors, and more bytes than are summed at a time."""
+LEAST_BYTES = 96  # three bytes each of so many pixels; 6 vectors of AVX-512
+_STORED = 4  # bytes of a photo's pixel; the fourth is of no use, but makes a pixel a word
+_KEPT = 1 << 22  # bytes of memory between the passes that are kept for the next photo
+_TABLES = 64  # of the sizes seen last: 14 kB each for photos of 500 pixels
+
+
+@dataclass(frozen=True)
+class Across(Kernel):
+    """Is the pass along rows; called with rows begin..end of the photo, in order.
+
+    `extra` has the factors of an output pixel, 4 for each pixel of the photo that it is made of, the photo's bytes in a
+    row, and for each output pixel the place of the first pixel it is made of, in bytes. Each pixel is written with a
+    fourth byte, which the next one's first takes the place of; so there must be one more behind the last row.
+
+    Attributes:
+        width: pixels in a row of the output.
+    """
+
+    width: int
+
+    @property
+    def parameters(self) -> int:
+        """None of the network's: they are the photo's."""
+        return 0
+
+    def emit(self, code: "Writer") -> None:
+        """Writes the kernel."""
+        pixel_code = code.narrow(_STORED)
+        half = pixel_code.whole_numbers(1 << ONE_BITS - 1)
+        out = pixel_code.out.shaped(3 * self.width, 3, numbers="u8")
+        table, given = (part.shaped(1, numbers="i32") for part in (code.parameters, code.extra))
+        count, stride = given.at(0).index(), given.at(1).index()
+
+        def row(y: "Index") -> None:
+            source = code.source.shaped(1, numbers="u8").at(code.product(y, stride))
+
+            def pixel(x: "Index") -> None:
+                pixels = source.at(given.at(code.sum(x, 2)).index())
+                own = table.at(code.product(x, count))
+
+                def add(n: "Index", sums: "Value") -> "list[Value]":
+                    product = code.times(pixels.at(n).load_bytes(), own.at(n).load(aligned=False))
+                    return [code.plus(sums, product)]
+
+                [sums] = code.loop(0, count, code.lanes, add, [code.whole_numbers(0)])
+                total = pixel_code.plus(code.folded(sums, _STORED), half)
+                out.at(y, x).store(pixel_code.without_bits(total, ONE_BITS), aligned=False)
+
+            code.loop(0, self.width, 1, pixel)
+
+        code.loop(code.begin, code.end, 1, row)
+
+
+@dataclass(frozen=True)
+class Down(Kernel):
+    """Is the pass along columns; called with rows begin..end of the output.
+
+    `extra` has the number of rows that an output row is made of, the bytes in a row, at least `LEAST_BYTES`, and for
+    each output row the first one it is made of.
+    """
+
+    @property
+    def parameters(self) -> int:
+        """None of the network's: they are the photo's."""
+        return 0
+
+    def emit(self, code: "Writer") -> None:
+        """Writes the kernel."""
+        source, out = (part.shaped(1, numbers="u8") for part in (code.source, code.out))
+        table, given = (part.shaped(1, numbers="i32") for part in (code.parameters, code.extra))
+        count, length = given.at(0).index(), given.at(1).index()
+        half = code.whole_numbers(1 << ONE_BITS - 1)
+        places = range(0, LEAST_BYTES, code.lanes)
+
+        def row(y: "Index") -> None:
+            own, target = table.at(code.product(y, count)), out.at(code.product(y, length))
+            first = given.at(code.sum(y, 2)).index()
+
+            def tile(x: "Index") -> None:
+                def add(n: "Index", *sums: "Value") -> "list[Value]":
+                    factor, above = own.at(n).word(), source.at(code.product(code.sum(first, n), length)).at(x)
+                    products = [code.times(above.at(place).load_bytes(), factor) for place in places]
+                    return [code.plus(*pair) for pair in zip(sums, products, strict=True)]
+
+                for place, total in zip(places, code.loop(0, count, 1, add, [half] * len(places)), strict=True):
+                    target.at(code.sum(x, place)).store(code.without_bits(total, ONE_BITS), aligned=False)
+
+            code.tiles(0, length, LEAST_BYTES, tile)
+
+        code.loop(code.begin, code.end, 1, row)
+
+
+class _Table(NamedTuple):
+    """Is what a pass needs to know of one side of a photo: its arrays, which must live on, with their addresses.
+
+    Attributes:
+        begin, end: the photo's pixels that are of use.
+    """
+
+    begin: int
+    end: int
+    addresses: tuple[int, int]
+    arrays: tuple[NDArray[np.int32], NDArray[np.int32]]
+
+
+@lru_cache(_TABLES)
+def _table(
+    side: int, begin: float, end: float, count: int, interpolation: str, multiple: int, repeats: int, row: int, unit: int
+) -> _Table:
+    """Returns the table of a side's pixels begin..end for `count` of the output, each factor so many times, and in
+    `extra` the factors of each, the bytes in a row, and the first pixels in a unit."""  # fmt: skip
+    firsts, given = factors(side, begin, end, count, interpolation, multiple)
+    low, high = int(firsts[0]), int(firsts[-1]) + given.shape[1]
+    table = np.ascontiguousarray(np.repeat(given, repeats, axis=1))
+    extra = np.array([table.shape[1], row, *(unit * (firsts - low))], np.int32)
+    return _Table(low, high, (table.ctypes.data, extra.ctypes.data), (table, extra))
+
+
+def _bytes(count: int) -> NDArray[np.uint8]:
+    return np.empty(count, np.uint8)
+
+
+class Resampler:
+    """Resizes photos to one size; may be called from several threads at once.
+
+    Attributes:
+        size: height and width of what it returns.
+    """
+
+    def __init__(self, code: Code, across: Across, height: int, lanes: int) -> None:
+        """Takes the kernels' code."""
+        self.size = height, across.width
+        self._group = max(lanes // _STORED, 1)
+        self._code = code  # must live as long as its functions do
+        kind = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 2)
+        self._across, self._down = (kind(code.address[repr(kernel)]) for kernel in (across, Down()))
+        self._idle: list[NDArray[np.uint8]] = []  # list's append and pop are atomic
+
+    def takes(self, height: int, width: int) -> bool:
+        """Whether a photo of this size can be resized here: one of a few pixels can't."""
+        return min(height, width) >= LEAST
+
+    def __call__(self, photo: NDArray[np.uint8], box: Box, interpolation: str) -> NDArray[np.uint8]:
+        """Returns the box (left, top, right, bottom) of a photo, uint8 [H,W,4], as uint8 [height,width,3]."""
+        (height, width), (rows, columns) = self.size, photo.shape[:2]
+        left, top, right, bottom = box
+        across = _table(columns, left, right, width, interpolation, self._group, _STORED, _STORED * columns, _STORED)
+        down_first = rows - height > max(0, 2 * (columns - width))  # as Pillow decides
+        down = _table(rows, top, bottom, height, interpolation, 1, 1, _STORED * columns if down_first else 3 * width, 1)
+        out = _bytes(3 * height * width + 1)
+        source = photo.ctypes.data + _STORED * columns * down.begin
+        if down_first:
+            with self._memory(_STORED * columns * height) as between:
+                self._down(between, source, *down.addresses, 0, height)
+                self._across(out.ctypes.data, between + _STORED * across.begin, *across.addresses, 0, height)
+        else:
+            with self._memory(3 * width * (down.end - down.begin) + 1) as between:
+                self._across(between, source + _STORED * across.begin, *across.addresses, 0, down.end - down.begin)
+                self._down(out.ctypes.data, between, *down.addresses, 0, height)
+        return out[:-1].reshape(height, width, 3)
+
+    @contextlib.contextmanager
+    def _memory(self, size: int) -> Iterator[int]:
+        """Gives the address of memory for what is between the passes."""
+        try:
+            memory = self._idle.pop()
+        except IndexError:
+            memory = _bytes(size)
+        if memory.size < size:
+            memory = _bytes(size)
+        yield memory.ctypes.data
+        if size <= _KEPT:
+            self._idle.append(memory)
