@@ -249,14 +249,19 @@ class Code:
         """Returns whole numbers less their lowest bits, rounded down."""
         return self.builder.ashr(x, self.whole_numbers(bits))
 
-    def folded(self, x: Value, lanes: int) -> Value:
-        """Returns the sum of a vector's parts of `lanes` whole numbers each."""
-        while x.type.count > lanes:
-            half = x.type.count // 2
-            low, high = (ir.Constant(ir.VectorType(_I32, half), list(range(n, n + half))) for n in (0, half))
-            nothing = ir.Constant(x.type, ir.Undefined)
-            x = self.builder.add(*(self.builder.shuffle_vector(x, nothing, part) for part in (low, high)))
-        return x
+    def shuffled(self, x: Value, y: Value, order: Sequence[int]) -> Value:
+        """Returns lanes of x and, counted on, of y (of the same length) in an order."""
+        return self.builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(_I32, len(order)), list(order)))
+
+    def folded(self, vectors: Sequence[Value]) -> Value:
+        """Returns for each vector of whole numbers the sum of its parts, as many as there are vectors, side by side."""
+        part = self.lanes // len(vectors)
+        even = [n for n in range(2 * self.lanes) if n // part % 2 == 0]
+        odd = [n + part for n in even]
+        while len(vectors) > 1:  # of two vectors at a time, each part is added to the one before it
+            pairs = zip(vectors[::2], vectors[1::2], strict=True)
+            vectors = [self.plus(self.shuffled(x, y, even), self.shuffled(x, y, odd)) for x, y in pairs]
+        return vectors[0]
 
     def limited(self, x: Value, low: Value, high: Value) -> Value:
         """Returns whole numbers within limits."""
@@ -511,6 +516,20 @@ class Pointer:
             words = code.limited(value, code.whole_numbers(0), code.whole_numbers(255))
             value = b.trunc(words, ir.VectorType(_I8, code.lanes))
         b.store(value, self.value, align=SIZES[self.numbers] * (code.lanes if aligned else 1))
+
+    def store_without_fourths(self, value: Value) -> None:
+        """Writes of a vector of whole numbers three of each four, as the nearest bytes."""
+        code = self.code
+        words = code.limited(value, code.whole_numbers(0), code.whole_numbers(255))
+        bytes_ = code.builder.trunc(words, ir.VectorType(_I8, code.lanes))
+        kept = code.shuffled(bytes_, bytes_, [n for n in range(code.lanes) if n % 4 != 3])
+        code.builder.store(kept, self.value, align=1)
+
+    def load_fourfold(self) -> Value:
+        """Returns whole numbers from here on, each four times."""
+        code = self.code
+        loaded = code.builder.load(self.value, align=4, typ=ir.VectorType(_I32, code.lanes // 4))
+        return code.shuffled(loaded, loaded, [n // 4 for n in range(code.lanes)])
 
     def store_four(self, values: Sequence[Value], *, natural: bool = False) -> None:
         """Writes four vectors of whole numbers as bytes: in the order of `Code.four_order`, or the vectors' own."""

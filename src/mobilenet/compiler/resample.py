@@ -27,16 +27,15 @@ factors take in whole vectors, and more bytes than are summed at a time."""
 LEAST_BYTES = 96  # three bytes each of so many pixels; 6 vectors of AVX-512
 _STORED = 4  # bytes of a photo's pixel; the fourth is of no use, but makes a pixel a word
 _KEPT = 1 << 22  # bytes of memory between the passes that are kept for the next photo
-_TABLES = 64  # of the sizes seen last: 14 kB each for photos of 500 pixels
+_TABLES = 256  # of the sides seen last: 5 kB each for a photo of 500 pixels to 224
 
 
 @dataclass(frozen=True)
 class Across(Kernel):
-    """Is the pass along rows; called with rows begin..end of the photo, in order.
+    """Is the pass along rows; called with rows begin..end.
 
-    `extra` has the factors of an output pixel, 4 for each pixel of the photo that it is made of, the photo's bytes in a
-    row, and for each output pixel the place of the first pixel it is made of, in bytes. Each pixel is written with a
-    fourth byte, which the next one's first takes the place of; so there must be one more behind the last row.
+    `extra` has the number of pixels that an output pixel is made of, whole vectors of them, the photo's bytes in a row,
+    and for each output pixel the place of the first one it is made of, in bytes.
 
     Attributes:
         width: pixels in a row of the output.
@@ -51,28 +50,29 @@ class Across(Kernel):
 
     def emit(self, code: "Writer") -> None:
         """Writes the kernel."""
-        pixel_code = code.narrow(_STORED)
-        half = pixel_code.whole_numbers(1 << ONE_BITS - 1)
-        out = pixel_code.out.shaped(3 * self.width, 3, numbers="u8")
+        group = code.lanes // _STORED
+        out = code.out.shaped(3 * self.width, 3, numbers="u8")
         table, given = (part.shaped(1, numbers="i32") for part in (code.parameters, code.extra))
         count, stride = given.at(0).index(), given.at(1).index()
 
         def row(y: "Index") -> None:
             source = code.source.shaped(1, numbers="u8").at(code.product(y, stride))
 
-            def pixel(x: "Index") -> None:
-                pixels = source.at(given.at(code.sum(x, 2)).index())
-                own = table.at(code.product(x, count))
+            def pixels(x: "Index") -> None:
+                each = [code.sum(x, n) for n in range(group)]
+                made_of = [source.at(given.at(code.sum(n, 2)).index()).shaped(_STORED) for n in each]
+                factors = [table.at(code.product(n, count)) for n in each]
 
-                def add(n: "Index", sums: "Value") -> "list[Value]":
-                    product = code.times(pixels.at(n).load_bytes(), own.at(n).load(aligned=False))
-                    return [code.plus(sums, product)]
+                def add(n: "Index", *sums: "Value") -> "list[Value]":
+                    loaded = zip(made_of, factors, strict=True)
+                    products = [code.times(p.at(n).load_bytes(), f.at(n).load_fourfold()) for p, f in loaded]
+                    return [code.plus(*pair) for pair in zip(sums, products, strict=True)]
 
-                [sums] = code.loop(0, count, code.lanes, add, [code.whole_numbers(0)])
-                total = pixel_code.plus(code.folded(sums, _STORED), half)
-                out.at(y, x).store(pixel_code.without_bits(total, ONE_BITS), aligned=False)
+                sums = code.folded(code.loop(0, count, group, add, [code.whole_numbers(0)] * group))
+                total = code.plus(sums, code.whole_numbers(1 << ONE_BITS - 1))
+                out.at(y, x).store_without_fourths(code.without_bits(total, ONE_BITS))
 
-            code.loop(0, self.width, 1, pixel)
+            code.tiles(0, self.width, group, pixels)
 
         code.loop(code.begin, code.end, 1, row)
 
@@ -131,13 +131,12 @@ class _Table(NamedTuple):
 
 @lru_cache(_TABLES)
 def _table(
-    side: int, begin: float, end: float, count: int, interpolation: str, multiple: int, repeats: int, row: int, unit: int
+    side: int, begin: float, end: float, count: int, interpolation: str, multiple: int, row: int, unit: int
 ) -> _Table:
-    """Returns the table of a side's pixels begin..end for `count` of the output, each factor so many times, and in
-    `extra` the factors of each, the bytes in a row, and the first pixels in a unit."""  # fmt: skip
-    firsts, given = factors(side, begin, end, count, interpolation, multiple)
-    low, high = int(firsts[0]), int(firsts[-1]) + given.shape[1]
-    table = np.ascontiguousarray(np.repeat(given, repeats, axis=1))
+    """Returns the table of a side's pixels begin..end for `count` of the output, with the bytes in a row, and the first
+    pixels in a unit."""  # fmt: skip
+    firsts, table = factors(side, begin, end, count, interpolation, multiple)
+    low, high = int(firsts[0]), int(firsts[-1]) + table.shape[1]
     extra = np.array([table.shape[1], row, *(unit * (firsts - low))], np.int32)
     return _Table(low, high, (table.ctypes.data, extra.ctypes.data), (table, extra))
 
@@ -156,7 +155,7 @@ class Resampler:
     def __init__(self, code: Code, across: Across, height: int, lanes: int) -> None:
         """Takes the kernels' code."""
         self.size = height, across.width
-        self._group = max(lanes // _STORED, 1)
+        self._group = lanes // _STORED
         self._code = code  # must live as long as its functions do
         kind = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 2)
         self._across, self._down = (kind(code.address[repr(kernel)]) for kernel in (across, Down()))
@@ -170,20 +169,20 @@ class Resampler:
         """Returns the box (left, top, right, bottom) of a photo, uint8 [H,W,4], as uint8 [height,width,3]."""
         (height, width), (rows, columns) = self.size, photo.shape[:2]
         left, top, right, bottom = box
-        across = _table(columns, left, right, width, interpolation, self._group, _STORED, _STORED * columns, _STORED)
         down_first = rows - height > max(0, 2 * (columns - width))  # as Pillow decides
-        down = _table(rows, top, bottom, height, interpolation, 1, 1, _STORED * columns if down_first else 3 * width, 1)
-        out = _bytes(3 * height * width + 1)
+        across = _table(columns, left, right, width, interpolation, self._group, _STORED * columns, _STORED)
+        down = _table(rows, top, bottom, height, interpolation, 1, _STORED * columns if down_first else 3 * width, 1)
+        out = _bytes(3 * height * width).reshape(height, width, 3)
         source = photo.ctypes.data + _STORED * columns * down.begin
         if down_first:
             with self._memory(_STORED * columns * height) as between:
                 self._down(between, source, *down.addresses, 0, height)
                 self._across(out.ctypes.data, between + _STORED * across.begin, *across.addresses, 0, height)
         else:
-            with self._memory(3 * width * (down.end - down.begin) + 1) as between:
+            with self._memory(3 * width * (down.end - down.begin)) as between:
                 self._across(between, source + _STORED * across.begin, *across.addresses, 0, down.end - down.begin)
                 self._down(out.ctypes.data, between, *down.addresses, 0, height)
-        return out[:-1].reshape(height, width, 3)
+        return out
 
     @contextlib.contextmanager
     def _memory(self, size: int) -> Iterator[int]:
