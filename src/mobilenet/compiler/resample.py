@@ -1,6 +1,7 @@
 """A photo's area resized to the network's input, bit by bit what Pillow makes of it: along rows, and along columns.
 
-Each pixel of a pass is a sum of some pixels times whole numbers, of which 2²² is one, rounded to a byte. The whole numbers come from `photos.resampling`, and depend on the photo's size.
+Each pixel of a pass is a sum of some pixels times whole numbers, of which 2²² is one, rounded to a byte. The whole
+numbers come from `photos.resampling`, and depend on the photo's size.
 """
 
 import contextlib

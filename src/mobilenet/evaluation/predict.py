@@ -29,7 +29,7 @@ from ..data.layouts import EXTENSIONS
 from ..errors import DataError, PhotoError, UsageError
 from ..model import Model, Prediction, softmax
 from ..photos.preprocessing import Preprocessing
-from ..runner import Runner, runner
+from ..runner import Runner
 
 Format = Literal["table", "jsonl", "json", "csv"]
 
@@ -193,7 +193,7 @@ def classifier(model: Model) -> Runner:
     """Returns the model's engine, or raises a `UsageError` if the model ends before its classifier."""
     if not model.network.include_top:
         raise UsageError(f"model: {model.network} has no classifier; needed is one with include_top=True")
-    return runner(model)
+    return model.engine
 
 
 def _predicted(engine: Runner, model: Model, paths: Iterable[Path], top: int) -> Iterator[Row]:

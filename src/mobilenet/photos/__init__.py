@@ -230,9 +230,7 @@ def _decoded_jpeg(header: Header, minimum: tuple[int, int] | None, words: bool =
         )
     colours = "RGBX" if words else "GRAY" if header.components == 1 else "RGB"
     memory = _memory.of(4 * height * width) if words else None
-    read = partial(
-        simplejpeg.decode_jpeg, header.data, colours, min_height=height, min_width=width, buffer=memory
-    )
+    read = partial(simplejpeg.decode_jpeg, header.data, colours, min_height=height, min_width=width, buffer=memory)
     try:
         decoded = read()
     except ValueError as error:
