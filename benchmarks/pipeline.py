@@ -403,11 +403,11 @@ def described(results: dict[str, Any]) -> str:
     ours = results["sides"].get("ours")
     for name, side in results["sides"].items():
         spread = f"{min(side['rates']):.0f}..{max(side['rates']):.0f}"
-        times = f", {statistics.median(ratios(ours, side)):.2f} times" if ours and side is not ours else ""
+        times = f", ours {statistics.median(ratios(ours, side)):.2f} times as many" if ours and side is not ours else ""
         lines.append(
-            f"  {name:34} {statistics.median(side['rates']):6.1f} images/s ({spread}); {side['decoding']:.2f} ms of one "
-            f"thread to decode; {side.get('agreement', 1):.1%} of labels as ours ({side['distinct']} different); "
-            f"{side['way']}{times}"
+            f"  {name:34} {statistics.median(side['rates']):6.1f} images/s ({spread}){times}; decoding and resizing "
+            f"{side['decoding']:.2f} ms of one thread; {side.get('agreement', 1):.1%} of labels as ours "
+            f"({side['distinct']} different); {side['way']}"
         )
     return "\n".join(lines)
 

@@ -89,7 +89,6 @@ def jpegs() -> dict[str, bytes]:
         "progressive": make.saved(image, "JPEG", progressive=True, subsampling=0),
         "scaled": make.saved(make.scene(900, 1203), "JPEG"),
         "no EOI": colour[:-2],
-        "garbage before a marker": make.after_soi(colour, make.jpeg_segment(0xE0, b"JFIF\0\x09\x09" + bytes(7))),
         "grey": make.saved(image.convert("L"), "JPEG"),
         "CMYK": make.saved(image.convert("CMYK"), "JPEG"),
         "few pixels": make.saved(make.scene(20, 200), "JPEG"),

@@ -253,16 +253,6 @@ class Code:
         """Returns lanes of x and, counted on, of y (of the same length) in an order."""
         return self.builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(_I32, len(order)), list(order)))
 
-    def folded(self, vectors: Sequence[Value]) -> Value:
-        """Returns for each vector of whole numbers the sum of its parts, as many as there are vectors, side by side."""
-        part = self.lanes // len(vectors)
-        even = [n for n in range(2 * self.lanes) if n // part % 2 == 0]
-        odd = [n + part for n in even]
-        while len(vectors) > 1:  # of two vectors at a time, each part is added to the one before it
-            pairs = zip(vectors[::2], vectors[1::2], strict=True)
-            vectors = [self.plus(self.shuffled(x, y, even), self.shuffled(x, y, odd)) for x, y in pairs]
-        return vectors[0]
-
     def limited(self, x: Value, low: Value, high: Value) -> Value:
         """Returns whole numbers within limits."""
         return self._least_words(self._call(f"llvm.smax.v{self.lanes}i32", self._words, x, low), high)
@@ -304,7 +294,7 @@ class Code:
         block = count * 4 // self.lanes if self.target.machine == "x86_64" else count
         begins = range(block // 2 * high, count, block)
         mask = [n + other for begin in begins for n in range(begin, begin + block // 2) for other in (0, count)]
-        return self.builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(_I32, count), mask))
+        return self.shuffled(x, y, mask)
 
     def _four_bytes(self, values: Sequence[Value]) -> Value:
         """Returns four vectors of whole numbers as one of bytes, the nearest that are."""
@@ -320,8 +310,7 @@ class Code:
         return self._joined(pairs[0], pairs[1], 2 * lanes)
 
     def _joined(self, x: Value, y: Value, count: int) -> Value:
-        indices = ir.Constant(ir.VectorType(_I32, 2 * count), list(range(2 * count)))
-        return self.builder.shuffle_vector(x, y, indices)
+        return self.shuffled(x, y, range(2 * count))
 
     def _to_bf16(self, x: Value) -> Value:
         """Returns floats as bfloat16, rounded to the nearest, to the even one of two."""
@@ -517,20 +506,6 @@ class Pointer:
             value = b.trunc(words, ir.VectorType(_I8, code.lanes))
         b.store(value, self.value, align=SIZES[self.numbers] * (code.lanes if aligned else 1))
 
-    def store_without_fourths(self, value: Value) -> None:
-        """Writes of a vector of whole numbers three of each four, as the nearest bytes."""
-        code = self.code
-        words = code.limited(value, code.whole_numbers(0), code.whole_numbers(255))
-        bytes_ = code.builder.trunc(words, ir.VectorType(_I8, code.lanes))
-        kept = code.shuffled(bytes_, bytes_, [n for n in range(code.lanes) if n % 4 != 3])
-        code.builder.store(kept, self.value, align=1)
-
-    def load_fourfold(self) -> Value:
-        """Returns whole numbers from here on, each four times."""
-        code = self.code
-        loaded = code.builder.load(self.value, align=4, typ=ir.VectorType(_I32, code.lanes // 4))
-        return code.shuffled(loaded, loaded, [n // 4 for n in range(code.lanes)])
-
     def store_four(self, values: Sequence[Value], *, natural: bool = False) -> None:
         """Writes four vectors of whole numbers as bytes: in the order of `Code.four_order`, or the vectors' own."""
         code, b = self.code, self.code.builder
@@ -572,9 +547,7 @@ class Pointer:
         b, vector = self.code.builder, ir.VectorType(kind, count)
         one = b.load(self.value, align=align, typ=kind)
         first = b.insert_element(ir.Constant(vector, ir.Undefined), one, ir.Constant(_I32, 0))
-        return b.shuffle_vector(
-            first, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(_I32, count), [0] * count)
-        )
+        return self.code.shuffled(first, first, [0] * count)
 
     def prefetch(self) -> None:
         """Asks for the cache line here to be in L2 soon; any address will do."""

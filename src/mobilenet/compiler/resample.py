@@ -52,9 +52,11 @@ class Across(Kernel):
     def emit(self, code: "Writer") -> None:
         """Writes the kernel."""
         group = code.lanes // _STORED
-        out = code.out.shaped(3 * self.width, 3, numbers="u8")
-        table, given = (part.shaped(1, numbers="i32") for part in (code.parameters, code.extra))
+        out = code.narrow(3 * group).out.shaped(3 * self.width, 3, numbers="u8")
+        table, given = (part.shaped(1, numbers="i32") for part in (code.narrow(group).parameters, code.extra))
         count, stride = given.at(0).index(), given.at(1).index()
+        fourfold = [lane // _STORED for lane in range(code.lanes)]
+        colours = [lane for lane in range(code.lanes) if lane % _STORED < 3]
 
         def row(y: "Index") -> None:
             source = code.source.shaped(1, numbers="u8").at(code.product(y, stride))
@@ -65,17 +67,30 @@ class Across(Kernel):
                 factors = [table.at(code.product(n, count)) for n in each]
 
                 def add(n: "Index", *sums: "Value") -> "list[Value]":
-                    loaded = zip(made_of, factors, strict=True)
-                    products = [code.times(p.at(n).load_bytes(), f.at(n).load_fourfold()) for p, f in loaded]
+                    products = []
+                    for source, own in zip(made_of, factors, strict=True):
+                        factor = own.at(n).load(aligned=False)
+                        products.append(code.times(source.at(n).load_bytes(), code.shuffled(factor, factor, fourfold)))
                     return [code.plus(*pair) for pair in zip(sums, products, strict=True)]
 
-                sums = code.folded(code.loop(0, count, group, add, [code.whole_numbers(0)] * group))
-                total = code.plus(sums, code.whole_numbers(1 << ONE_BITS - 1))
-                out.at(y, x).store_without_fourths(code.without_bits(total, ONE_BITS))
+                sums = _folded(code, code.loop(0, count, group, add, [code.whole_numbers(0)] * group))
+                total = code.without_bits(code.plus(sums, code.whole_numbers(1 << ONE_BITS - 1)), ONE_BITS)
+                out.at(y, x).store(code.shuffled(total, total, colours), aligned=False)
 
             code.tiles(0, self.width, group, pixels)
 
         code.loop(code.begin, code.end, 1, row)
+
+
+def _folded(code: "Writer", vectors: "list[Value]") -> "Value":
+    """Returns for each vector of whole numbers the sum of its parts, as many as there are vectors, side by side."""
+    part = code.lanes // len(vectors)
+    even = [lane for lane in range(2 * code.lanes) if lane // part % 2 == 0]
+    odd = [lane + part for lane in even]
+    while len(vectors) > 1:  # of two vectors at a time, each part is added to the one before it
+        pairs = zip(vectors[::2], vectors[1::2], strict=True)
+        vectors = [code.plus(code.shuffled(x, y, even), code.shuffled(x, y, odd)) for x, y in pairs]
+    return vectors[0]
 
 
 @dataclass(frozen=True)
