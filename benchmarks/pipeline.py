@@ -361,15 +361,16 @@ def entries(name: str, ways: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {name: best}
 
 
-def run(paths: Sequence[Path], models: Path, rounds: int, names: Sequence[str]) -> dict[str, Any]:
-    """Returns the results."""
-    sides: dict[str, dict[str, Any]] = {}
+Sides = dict[str, dict[str, Any]]
+
+
+def prepared(paths: Sequence[Path], models: Path, names: Sequence[str]) -> tuple[dict[str, Worker], Sides]:
+    """Returns the sides that take part, ready, each in a process, and what is known of them."""
+    sides: Sides = {}
     workers: dict[str, Worker] = {}
-    skipped: dict[str, str] = {}
     for name in names:
         worker = Worker(name, models)
         if worker.missing:
-            skipped[name] = worker.missing
             print(f"  {name}: skipped, {worker.missing}", flush=True)
             continue
         worker.ask("prepare", **SIDES[name].ways[0])
@@ -380,34 +381,44 @@ def run(paths: Sequence[Path], models: Path, rounds: int, names: Sequence[str]) 
             workers[line] = worker = Worker(name, models)
             worker.ask("prepare", **facts["way"])
             labels, _ = worker.ask("labels", paths)  # warms up as well
-            decoding = min(worker.ask("decode", paths[:TRIED])[1] for _ in range(3)) / len(paths[:TRIED])
-            sides[line] = facts | {"labels": labels, "decoding": round(1e3 * decoding, 3), "rates": []}
+            sides[line] = facts | {"labels": labels}
+    return workers, sides
+
+
+def timed(workers: dict[str, Worker], sides: Sides, paths: Sequence[Path], rounds: int) -> None:
+    """Adds to what is known of the sides their images a second in each round, and what decoding takes."""
     order = list(sides)
     for n in range(rounds):
         for line in order[n % len(order) :] + order[: n % len(order)]:
-            sides[line]["rates"].append(round(len(paths) / workers[line].ask("labels", paths)[1], 2))
+            _, seconds = workers[line].ask("labels", paths)
+            sides[line].setdefault("rates", []).append(round(len(paths) / seconds, 2))
+            _, seconds = workers[line].ask("decode", paths[:TRIED])
+            sides[line].setdefault("decoding", []).append(round(1e3 * seconds / len(paths[:TRIED]), 3))
+
+
+def results(workers: dict[str, Worker], sides: Sides, paths: Sequence[Path]) -> dict[str, Any]:
+    """Ends the processes and returns the results."""
     for worker in workers.values():
         worker.stop()
-    ours = sides["ours"]["labels"] if "ours" in sides else None
-    for facts in sides.values():
-        labels = facts.pop("labels")
-        facts["distinct"] = len(set(labels))
-        if ours:
-            facts["agreement"] = round(float(np.mean(np.equal(labels, ours))), 4)
-    return {"photos": len(paths), "threads": THREADS, "sides": sides, "skipped": skipped}
+    labels = {name: facts.pop("labels") for name, facts in sides.items()}
+    for name, facts in sides.items():
+        facts["different_labels"] = len(set(labels[name]))
+        if "ours" in labels:
+            facts["agreement"] = round(float(np.mean(np.equal(labels[name], labels["ours"]))), 4)
+    return {"photos": len(paths), "threads": THREADS, "sides": sides}
 
 
-def described(results: dict[str, Any]) -> str:
+def described(sides: Sides) -> str:
     """Returns the results as lines for a terminal."""
     lines = []
-    ours = results["sides"].get("ours")
-    for name, side in results["sides"].items():
+    ours = sides.get("ours")
+    for name, side in sides.items():
         spread = f"{min(side['rates']):.0f}..{max(side['rates']):.0f}"
         times = f", ours {statistics.median(ratios(ours, side)):.2f} times as many" if ours and side is not ours else ""
         lines.append(
             f"  {name:34} {statistics.median(side['rates']):6.1f} images/s ({spread}){times}; decoding and resizing "
-            f"{side['decoding']:.2f} ms of one thread; {side.get('agreement', 1):.1%} of labels as ours "
-            f"({side['distinct']} different); {side['way']}"
+            f"{statistics.median(side['decoding']):.2f} ms of one thread; {side.get('agreement', 1):.1%} of labels as ours "
+            f"({side['different_labels']} different); {side['way']}"
         )
     return "\n".join(lines)
 
@@ -432,10 +443,12 @@ def main() -> None:
     facts = machine({name: package for name, (package, module) in PACKAGES.items() if importlib.util.find_spec(module)})
     with tempfile.TemporaryDirectory() as folder:
         make(given.model, paths, Path(folder))
-        results = {"machine": facts, **run(paths, Path(folder), given.rounds, given.sides)}
-    print(described(results))
+        workers, sides = prepared(paths, Path(folder), given.sides)
+        timed(workers, sides, paths, given.rounds)
+        found = {"machine": facts, **results(workers, sides, paths)}
+    print(described(sides))
     if out := given.out or (RESULTS if complete else None):
-        text = json.dumps(results, indent=1)
+        text = json.dumps(found, indent=1)
         out.write_text(re.sub(r"\[[^][{}]*\]", lambda row: " ".join(row[0].split()), text) + "\n")
 
 

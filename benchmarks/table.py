@@ -147,7 +147,9 @@ def _pipeline(results: dict[str, Any]) -> list[str]:
     for name, side in sides.items():
         each = [ours / theirs for ours, theirs in zip(sides[OURS]["rates"], side["rates"], strict=True)]
         times = f"**{statistics.median(each):.1f}** ({min(each):.1f}–{max(each):.1f})" if name != OURS else "–"
-        rows.append(f"| {name} | {statistics.median(side['rates']):.0f} | {side['decoding']:.1f} | {times} |")
+        rows.append(
+            f"| {name} | {statistics.median(side['rates']):.0f} | {statistics.median(side['decoding']):.1f} | {times} |"
+        )
     return [textwrap.fill(about, 120), "\n".join(rows)]
 
 

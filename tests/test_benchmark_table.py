@@ -112,8 +112,8 @@ def test_the_section_stands_between_its_markers_and_nothing_else_changes() -> No
 
 def test_the_pipelines_ratios_are_of_the_same_round() -> None:
     sides = {
-        "ours": {"rates": [300.0, 200.0, 400.0], "decoding": 2.0},
-        "A": {"rates": [100.0, 100.0, 100.0], "decoding": 4.04},
+        "ours": {"rates": [300.0, 200.0, 400.0], "decoding": [2.0, 3.0, 2.0]},
+        "A": {"rates": [100.0, 100.0, 100.0], "decoding": [4.04, 4.04, 9.0]},
     }
     machine = {"date": "2026-01-31", "versions": {"ours": "1", "A": "2+cpu"}}
     text = table.section(made() | {"pipeline": {"machine": machine, "photos": 9, "threads": 2, "sides": sides}})
