@@ -6,8 +6,8 @@
 
 MobileNet V2 1.0 224 on two threads: int8 for ours and ONNX Runtime, float32 for torchvision, as its users have it. All
 have the same weights, made by `rivals.tensors`, or those of `--model`. Before anything is timed each side's logits of
-two photos are compared with `integer.forward` or `reference.forward`; a side that is wrong ends the run. Then each side
-labels all photos, and the results say how many labels are ours.
+two photos are compared with `integer.forward` or `reference.forward`; a side that is wrong ends the run. The results
+say how many labels are ours, which means something with trained weights only: random ones like one class best.
 
 As in `compare.py` each side has a process of its own, in a round each labels all photos once, and the next round begins
 with the next side. A side is tried in several ways, and the fastest takes part; so does the way that most programs do
@@ -324,8 +324,6 @@ def make(given: Path | None, paths: Sequence[Path], folder: Path) -> None:
     """Writes the float32 model and its int8 model into a folder."""
     model = mobilenet.load(given) if given else Model(NETWORK, tensors(NETWORK))
     images = pixels(model, paths[:CALIBRATED])
-    if not given:  # random weights have a class that they like best, whatever they see
-        model.tensors["classifier.bias"] = model.tensors["classifier.bias"] - model.compile()(images).mean(0)
     model.save(folder / FLOAT)
     quantize(model, images, Choices("minmax", compensate=False)).model.save(folder / QUANTISED)
 
