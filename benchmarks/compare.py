@@ -24,7 +24,7 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -280,8 +280,8 @@ def run(case: Case, workers: dict[str, Worker], rounds: int) -> dict[str, Any]:
     return described | {"sides": sides, "skipped": skipped}
 
 
-def machine() -> dict[str, Any]:
-    """Returns what the results were measured on."""
+def machine(packages: Mapping[str, str]) -> dict[str, Any]:
+    """Returns what the results were measured on, with the versions of packages, by the names of what they are for."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
@@ -290,7 +290,7 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "versions": {name: _version(side.package) for name, side in SIDES.items()},
+        "versions": {name: _version(package) for name, package in packages.items()},
         "load": os.getloadavg()[0],
     }
 
@@ -311,7 +311,7 @@ def main() -> None:
     complete = not (given.only or given.sides)
     out = given.out or (RESULTS if complete else None)
     names: Sequence[str] = given.sides or list(SIDES)
-    facts, start = machine(), time.monotonic()
+    facts, start = machine({name: side.package for name, side in SIDES.items()}), time.monotonic()
     if facts["load"] > 0.3:
         print(f"the machine is busy (load {facts['load']:.1f}): figures of several threads will say little", flush=True)
     workers = {name: Worker(name) for name in (*names, "peak")}

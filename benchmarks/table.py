@@ -1,4 +1,5 @@
-"""The README's table from the results: all arithmetic on what `compare.py` measured. Standard library only.
+"""The README's tables from the results: all arithmetic on what `compare.py` and `pipeline.py` measured. Standard
+library only.
 
 python benchmarks/table.py            # writes the section between the markers of README.md
 python benchmarks/table.py --check    # exits with 1 if it is not what the results give
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
-RESULTS = Path(__file__).with_name("results.json")
+RESULTS, PIPELINE = (Path(__file__).with_name(name) for name in ("results.json", "pipeline.json"))
 BEGIN, END = "<!-- made by benchmarks/table.py -->\n", "<!-- end of what benchmarks/table.py made -->"
 CLOCKS = ("wall", "fastest", "processor")
 OURS, PEAK = "ours", "peak"
@@ -128,7 +129,28 @@ def section(results: dict[str, Any]) -> str:
         parts.append(textwrap.fill(text, 120))
     if "headline" in cases and (headline := _headline(cases["headline"])):
         parts.append(textwrap.fill(headline, 120))
+    if "pipeline" in results:
+        parts += _pipeline(results["pipeline"])
     return "\n\n".join(parts) + "\n"
+
+
+def _pipeline(results: dict[str, Any]) -> list[str]:
+    """Returns the paragraph and the table of what `pipeline.py` measured."""
+    machine, sides = results["machine"], results["sides"]
+    versions = ", ".join(f"{name} {version.partition('+')[0]}" for name, version in machine["versions"].items())
+    about = (
+        f"From JPEG files to labels ([`pipeline.py`](benchmarks/pipeline.py), {machine['date']}, {versions}): V2 1.0 "
+        f"224 on {results['threads']} threads, int8, torchvision float32; {results['photos']} photos, in turns, "
+        f"medians of {len(sides[OURS]['rates'])} rounds, each side the fastest of its ways."
+    )
+    rows = ["| | images/s | decoding and resizing, ms of one thread | ours is faster by |", "|---" * 4 + "|"]
+    for name, side in sides.items():
+        each = [ours / theirs for ours, theirs in zip(sides[OURS]["rates"], side["rates"], strict=True)]
+        times = f"**{statistics.median(each):.1f}** ({min(each):.1f}–{max(each):.1f})" if name != OURS else "–"
+        rows.append(
+            f"| {name} | {statistics.median(side['rates']):.0f} | {statistics.median(side['decoding']):.1f} | {times} |"
+        )
+    return [textwrap.fill(about, 120), "\n".join(rows)]
 
 
 def _row(title: str, case: dict[str, Any], sides: list[str]) -> str:
@@ -157,7 +179,7 @@ def _headline(case: dict[str, Any]) -> str | None:
 def read() -> dict[str, Any]:
     """Returns the results, without cases before the first run."""
     found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"cases": {}}
-    return found
+    return found | ({"pipeline": json.loads(PIPELINE.read_text())} if PIPELINE.exists() else {})
 
 
 def written(readme: str, results: dict[str, Any]) -> str:

@@ -108,3 +108,16 @@ def test_the_section_stands_between_its_markers_and_nothing_else_changes() -> No
     assert table.written(new, {"cases": {}}) == f"before\n{table.BEGIN}{table.END}\nafter\n"
     with pytest.raises(SystemExit, match="are needed around the table"):
         table.written("no markers", made())
+
+
+def test_the_pipelines_ratios_are_of_the_same_round() -> None:
+    sides = {
+        "ours": {"rates": [300.0, 200.0, 400.0], "decoding": [2.0, 3.0, 2.0]},
+        "A": {"rates": [100.0, 100.0, 100.0], "decoding": [4.04, 4.04, 9.0]},
+    }
+    machine = {"date": "2026-01-31", "versions": {"ours": "1", "A": "2+cpu"}}
+    text = table.section(made() | {"pipeline": {"machine": machine, "photos": 9, "threads": 2, "sides": sides}})
+    assert "| ours | 300 | 2.0 | – |" in text
+    assert "| A | 100 | 4.0 | **3.0** (2.0–4.0) |" in text
+    assert "medians of 3 rounds" in text
+    assert "ours 1, A 2)" in text

@@ -48,6 +48,9 @@ class Engine(Runner):
         self._scaling = model.preprocessing.mean, model.preprocessing.std
         self._idle: list[_Tape] = []  # list's append and pop are atomic
 
+    def _one(self, image: NDArray[Any], logits: Floats) -> None:
+        self._play(image, logits)
+
     def _run(self, images: NDArray[Any], logits: Floats) -> None:
         workers = min(self.threads, len(images))
         if workers > 1:

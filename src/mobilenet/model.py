@@ -194,7 +194,7 @@ class Model:
         for begin in range(0, len(sources), _BATCH):
             pixels = [self._pixels(item) for item in sources[begin : begin + _BATCH]]
             # A float image in the batch makes all of it float; the values are the same.
-            found += [Prediction(softmax(row), self.labels) for row in self._engine(np.stack(pixels))]
+            found += [Prediction(softmax(row), self.labels) for row in self.engine(np.stack(pixels))]
         return found if several else found[0]
 
     def load_weights(self, path: str | os.PathLike[str], by_name: bool = True) -> "Transfer":
@@ -217,7 +217,7 @@ class Model:
         need_float(self, "load_weights")
         loaded, done = transfer.read(Path(path), self.network, by_name)
         self.tensors |= loaded
-        self.__dict__.pop("_engine", None)
+        self.__dict__.pop("engine", None)
         return done
 
     def quantize(self, images: str | Path | NDArray[np.uint8]) -> "Model":
@@ -245,7 +245,8 @@ class Model:
         return Model(network, tensors, None, self.preprocessing, self.notes, self.precision, self.rescale)
 
     @cached_property
-    def _engine(self) -> Runner:
+    def engine(self) -> Runner:
+        """What `predict` runs, made when it is first needed."""
         return runner(self)
 
     def _pixels(self, source: Any) -> NDArray[Any]:

@@ -33,13 +33,14 @@ from .link import link
 from .lower import Plan
 from .pointwise import Pointwise
 from .pool import Pool
+from .resample import Across, Down
 from .scale import Scale
 from .targets import TARGETS, Target
 from .tiled import Tiled, TiledConv
 
 _KINDS: dict[str, type[Kernel]] = {
     kind.__name__: kind
-    for kind in (Add, Conv, Dense, Depthwise, DepthwiseBytes, Pointwise, Pool, Scale, Tiled, TiledConv)
+    for kind in (Across, Add, Conv, Dense, Depthwise, DepthwiseBytes, Down, Pointwise, Pool, Scale, Tiled, TiledConv)
 }
 _PER_WORKER = 8  # kernels that are worth the start of a process, 0.2 s
 

@@ -237,6 +237,18 @@ class Code:
         """Returns the sum of whole numbers."""
         return self.builder.add(x, y)
 
+    def times(self, x: Value, y: Value) -> Value:
+        """Returns the product of whole numbers."""
+        return self.builder.mul(x, y)
+
+    def without_bits(self, x: Value, bits: int) -> Value:
+        """Returns whole numbers less their lowest bits, rounded down."""
+        return self.builder.ashr(x, self.whole_numbers(bits))
+
+    def shuffled(self, x: Value, y: Value, order: Sequence[int]) -> Value:
+        """Returns lanes of x and, counted on, of y (of the same length) in an order."""
+        return self.builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(_I32, len(order)), list(order)))
+
     def limited(self, x: Value, low: Value, high: Value) -> Value:
         """Returns whole numbers within limits."""
         return self._least_words(self._call(f"llvm.smax.v{self.lanes}i32", self._words, x, low), high)
@@ -284,7 +296,7 @@ class Code:
         block = count * 4 // self.lanes if self.target.machine == "x86_64" else count
         begins = range(block // 2 * high, count, block)
         mask = [n + other for begin in begins for n in range(begin, begin + block // 2) for other in (0, count)]
-        return self.builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(_I32, count), mask))
+        return self.shuffled(x, y, mask)
 
     def _four_bytes(self, values: Sequence[Value]) -> Value:
         """Returns four vectors of whole numbers as one of bytes, the nearest that are."""
@@ -300,8 +312,7 @@ class Code:
         return self._joined(pairs[0], pairs[1], 2 * lanes)
 
     def _joined(self, x: Value, y: Value, count: int) -> Value:
-        indices = ir.Constant(ir.VectorType(_I32, 2 * count), list(range(2 * count)))
-        return self.builder.shuffle_vector(x, y, indices)
+        return self.shuffled(x, y, range(2 * count))
 
     def _to_bf16(self, x: Value) -> Value:
         """Returns floats as bfloat16, rounded to the nearest, to the even one of two."""
@@ -412,9 +423,11 @@ class Code:
             return x
         return self.builder.add(_i64(x), _i64(y), flags=["nsw"])
 
-    def product(self, x: Index, factor: int) -> Index:
+    def product(self, x: Index, factor: Index) -> Index:
         """Returns x·factor."""
-        return x * factor if isinstance(x, int) else self.builder.mul(x, _i64(factor), flags=["nsw"])
+        if isinstance(x, int) and isinstance(factor, int):
+            return x * factor
+        return self.builder.mul(_i64(x), _i64(factor), flags=["nsw"])
 
     def least(self, x: Index, y: int) -> Index:
         """Returns the smaller."""
@@ -478,6 +491,16 @@ class Pointer:
             loaded = b.zext(loaded, code._words)
         return code.to_floats(loaded) if self.numbers == "u8" and not whole else loaded
 
+    def load_bytes(self) -> Value:
+        """Returns the vector of whole numbers whose bytes begin here."""
+        code = self.code
+        loaded = code.builder.load(self.value, align=1, typ=ir.VectorType(_I8, code.lanes))
+        return code.builder.zext(loaded, code._words)
+
+    def index(self) -> Index:
+        """Returns the one whole number here, to count or address with."""
+        return self.code.builder.sext(self.code.builder.load(self.value, align=4, typ=_I32), _I64)
+
     def store(self, value: Value, *, aligned: bool = True) -> None:
         """Writes a vector from here on; whole numbers that are no bytes become the nearest that are."""
         code, b = self.code, self.code.builder
@@ -518,7 +541,7 @@ class Pointer:
         code, b, lanes = self.code, self.code.builder, self.code.lanes
         if self.numbers == "f32":
             return self._repeated(_F32, lanes, 4)
-        if self.numbers == "bf16":
+        if self.numbers in ("bf16", "i32"):
             return self._repeated(_I32, lanes, 4)
         if in_word(self.numbers, code.target) == 4:
             return code.fours(self._repeated(_I32, lanes, 1))
@@ -529,9 +552,7 @@ class Pointer:
         b, vector = self.code.builder, ir.VectorType(kind, count)
         one = b.load(self.value, align=align, typ=kind)
         first = b.insert_element(ir.Constant(vector, ir.Undefined), one, ir.Constant(_I32, 0))
-        return b.shuffle_vector(
-            first, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(_I32, count), [0] * count)
-        )
+        return self.code.shuffled(first, first, [0] * count)
 
     def prefetch(self) -> None:
         """Asks for the cache line here to be in L2 soon; any address will do."""

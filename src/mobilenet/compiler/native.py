@@ -28,6 +28,7 @@ from .kernel import SIZES, Floats, Kernel, Words
 from .loader import Code
 from .lower import Integers, Plan, Step, for_floats, lower
 from .pack import aligned, pack
+from .resample import LEAST, Across, Down, Resampler
 from .stages import compiles
 from .targets import Target, choose
 
@@ -111,6 +112,9 @@ class NativeEngine(Runner):
         self.plan = make()
         together = make(threads=self.threads) if self.threads > 1 else self.plan
         kernels = tuple(dict.fromkeys((*self.plan.kernels, *together.kernels)))
+        height, width, channels = model.network.input
+        across = Across(width) if channels == 3 and min(height, width) >= LEAST else None
+        kernels += (across, Down()) if across else ()
         code, kept = load_code(kernels, chosen)
         # One packing serves both plans: it does not depend on who computes which rows.
         scaling = model.preprocessing.mean, model.preprocessing.std
@@ -119,6 +123,7 @@ class NativeEngine(Runner):
         self._alone = _Tapes(self.plan, code, weights, decode)
         self._together = _Tapes(together, code, weights, decode)
         arenas = self.plan.arena, together.arena
+        self.resampler = Resampler(code, across, height, chosen.lanes) if across else None
         self.made = Made(precision, chosen.name, len(kernels), code.size, weights.nbytes, max(arenas), kept,
                          time.perf_counter() - start)  # fmt: skip
 
@@ -139,6 +144,9 @@ class NativeEngine(Runner):
     def marked(self) -> tuple[Plan, "_Tape"]:
         """Returns the plan of one image on this engine's threads, and a tape of it that tells the time of each step."""
         return self._together.plan, self._together.marked()
+
+    def _one(self, image: NDArray[Any], logits: Floats) -> None:
+        self._alone.play(np.ascontiguousarray(image), logits)
 
     def _run(self, images: NDArray[Any], logits: Floats) -> None:
         images = np.ascontiguousarray(images)

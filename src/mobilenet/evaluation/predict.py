@@ -29,11 +29,12 @@ from ..data.layouts import EXTENSIONS
 from ..errors import DataError, PhotoError, UsageError
 from ..model import Model, Prediction, softmax
 from ..photos.preprocessing import Preprocessing
-from ..runner import Runner, runner
+from ..runner import Runner
 
 Format = Literal["table", "jsonl", "json", "csv"]
 
 DECODERS = min(4, processors())  # threads: a decoded photo takes 1 to 5 ms, the network more
+AHEAD = 4  # photos a thread that are begun or done before the first of them is taken: one may take long
 BATCH_BYTES = 1 << 26  # 8 photos of 1672x1672; larger inputs go in smaller batches
 LINE_LIMIT = 1 << 16  # bytes of one path in a list: 16 times Linux' longest
 TABLE_PATH, TABLE_LABEL = 48, 40  # widest columns of the table; longer names are cut in the middle
@@ -178,39 +179,48 @@ def _photo(path: Path) -> Path:
 # -------------------------------------------------------------------------------------------------- pixels to labels
 
 
-def predict_paths(model: Model, paths: Iterable[Path], *, top: int = 5, batch_size: int = 8) -> Iterator[Row]:
+def predict_paths(model: Model, paths: Iterable[Path], *, top: int = 5) -> Iterator[Row]:
     """Labels photos as they come: a `Row` for each path, in order, with at most `top` labels.
 
     Raises:
-        UsageError: the model has no classifier, or `top` or `batch_size` is not a positive whole number.
+        UsageError: the model has no classifier, or `top` is not a positive whole number.
     """
     integer("top", top, 1, 1_000_000)
-    integer("batch_size", batch_size, 1, 65536)
-    return _predicted(classifier(model), model, paths, top, batch_size)
+    return _predicted(classifier(model), model, paths, top)
 
 
 def classifier(model: Model) -> Runner:
     """Returns the model's engine, or raises a `UsageError` if the model ends before its classifier."""
     if not model.network.include_top:
         raise UsageError(f"model: {model.network} has no classifier; needed is one with include_top=True")
-    return runner(model)
+    return model.engine
 
 
-def _predicted(engine: Runner, model: Model, paths: Iterable[Path], top: int, batch_size: int) -> Iterator[Row]:
-    for batch in batches(paths, model.preprocessing, batch_size):
-        good = [pixels for _, pixels in batch if not isinstance(pixels, PhotoError)]
-        answers = iter(engine(np.stack(good)) if good else ())
-        for path, pixels in batch:
-            if isinstance(pixels, PhotoError):
-                yield Row(path, error=str(pixels).removeprefix(f"{shown(path)}: "))
-            else:
-                yield _row(path, next(answers), model.labels, top)
+def _predicted(engine: Runner, model: Model, paths: Iterable[Path], top: int) -> Iterator[Row]:
+    """Has a thread for each processor, in which a photo goes from its file to its row."""
+    pool = ThreadPoolExecutor(engine.threads, "photo")
+    waiting: deque[Future[Row]] = deque()
+    left = iter(paths)
+    try:
+        while True:
+            wanted = AHEAD * engine.threads - len(waiting)
+            waiting.extend(pool.submit(_row, engine, model, path, top) for path in itertools.islice(left, wanted))
+            if not waiting:
+                return
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _row(path: Path, logits: NDArray[np.float32], labels: tuple[str, ...], top: int) -> Row:
+def _row(engine: Runner, model: Model, path: Path, top: int) -> Row:
+    try:
+        pixels = photos.pixels(_photo(path), model.preprocessing, resampler=engine.resampler)
+    except PhotoError as error:
+        return Row(path, error=str(error).removeprefix(f"{shown(path)}: "))
+    logits = engine.one(pixels)
     if not np.isfinite(logits).all():
         return Row(path, error="the model's answer is not finite; are its weights whole?")
-    return Row(path, tuple(Prediction(softmax(logits), labels).top(top)))
+    return Row(path, tuple(Prediction(softmax(logits), model.labels).top(top)))
 
 
 # ---------------------------------------------------------------------------------------------------- rows to text

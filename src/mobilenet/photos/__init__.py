@@ -8,9 +8,12 @@ whole: only a JPEG's EOI marker and a GIF's trailer may be missing. All function
 import contextlib
 import io
 import math
+import threading
 from collections.abc import Iterator
+from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import simplejpeg  # type: ignore[import-untyped]
@@ -22,12 +25,30 @@ from ..errors import DataError, PhotoError
 from .headers import read_header
 from .limits import MAX_BYTES, MAX_DECODED_PIXELS, Header
 from .preprocessing import Preprocessing
+from .resampling import Box
 
-__all__ = ["OVERSAMPLING", "Preprocessing", "decode", "open_bytes", "pixels"]
+__all__ = ["OVERSAMPLING", "Preprocessing", "Resampler", "decode", "open_bytes", "pixels"]
 
 Picture = Image.Image | NDArray[np.uint8]
 """As stored, not yet upright: a PIL image of mode L or RGB, or uint8 [H,W] or [H,W,3]."""
 Source = Path | str | bytes | Image.Image | NDArray[np.uint8]
+
+
+class Resampler(Protocol):
+    """Is what resizes photos to one size, to the same bits as Pillow.
+
+    Attributes:
+        size: height and width of what it returns.
+    """
+
+    size: tuple[int, int]
+
+    def takes(self, height: int, width: int) -> bool:
+        """Whether a photo of this size can be resized."""
+
+    def __call__(self, photo: NDArray[np.uint8], box: Box, interpolation: str) -> NDArray[np.uint8]:
+        """Returns the box of a photo, uint8 [H,W,4] of which the last is of no use, as uint8 [height,width,3]."""
+
 
 OVERSAMPLING = 1.5
 """A JPEG is decoded at 1/2, 3/8, 1/4 or 1/8 only where at least this many times the pixels asked for stay, each way.
@@ -38,6 +59,8 @@ The resize that follows then decides what is seen: on 250 photos to 224 pixels t
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _PLUGINS = {"PNG": "Png", "WebP": "WebP", "GIF": "Gif", "BMP": "Bmp"}
 """Pillow's names of the decoders, each loaded with the first photo that needs it: a JPEG starts 5 ms earlier."""
+_KEPT = 1 << 23
+"""Bytes of memory that a thread keeps for the next JPEG: 2 megapixels."""
 _WHITE = 255
 """What is seen through transparent pixels."""
 _HARMLESS = ("extraneous bytes before marker", "unknown JFIF revision", "Unknown Adobe color transform")
@@ -66,11 +89,14 @@ def decode(data: bytes, name: str, minimum: tuple[int, int] | None = None) -> ND
         return np.require(_upright(colours, header.orientation), requirements=["C", "W"])
 
 
-def pixels(source: Source, preprocessing: Preprocessing, name: str | None = None) -> NDArray[np.uint8]:
+def pixels(
+    source: Source, preprocessing: Preprocessing, name: str | None = None, resampler: Resampler | None = None
+) -> NDArray[np.uint8]:
     """Returns a photo as a network's input, uint8 [height,width,channels]; the engine scales it with mean and std.
 
     The source is a path, a file's bytes, a PIL image, or uint8 [H,W,3] or [H,W]. One antialiased resampling cuts out
-    the area and resizes it. Raises `PhotoError` that begins with the path, or with `name`.
+    the area and resizes it; a `resampler` takes less time for that and makes the same of it. Raises `PhotoError` that
+    begins with the path, or with `name`.
     """
     if name is None:
         name = str(source) if isinstance(source, Path | str) else "photo"
@@ -79,9 +105,11 @@ def pixels(source: Source, preprocessing: Preprocessing, name: str | None = None
         if preprocessing.channels not in (1, 3):
             raise PhotoError(f"can't be made into an input of {preprocessing.channels} channels, only of 1 or 3")
         if isinstance(data, bytes):
-            header = read_header(data)
-            decoded = _decoded(header, _needed(header, preprocessing))
-            return _resized(decoded, header.orientation, preprocessing)
+            header, quick = read_header(data), None
+            minimum = _needed(header, preprocessing)
+            if resampler and _suits(resampler, header, minimum, preprocessing):
+                quick = resampler
+            return _resized(_decoded(header, minimum, bool(quick)), header.orientation, preprocessing, quick)
         if isinstance(data, np.ndarray):
             return _resized(_checked(data), 1, preprocessing)
         return _resized(_flat(data), _orientation(data), preprocessing)
@@ -124,17 +152,30 @@ def _needed(header: Header, preprocessing: Preprocessing) -> tuple[int, int]:
     return math.ceil(header.height * scale), math.ceil(header.width * scale)
 
 
-def _resized(stored: Picture, orientation: int, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Cuts, resizes and turns; turning comes last, where it is cheapest."""
-    image = Image.fromarray(stored) if isinstance(stored, np.ndarray) else stored
+def _suits(resampler: Resampler, header: Header, minimum: tuple[int, int], preprocessing: Preprocessing) -> bool:
+    """Whether a resampler can resize a photo: a JPEG in colour, to its own size."""
+    out = _turned((preprocessing.height, preprocessing.width), header.orientation)
+    colours = header.format.endswith("JPEG") and header.components == preprocessing.channels == 3
+    return colours and out == resampler.size and resampler.takes(*_scaled_size(header, minimum))
+
+
+def _resized(
+    stored: Picture, orientation: int, preprocessing: Preprocessing, resampler: Resampler | None = None
+) -> NDArray[np.uint8]:
+    """Cuts, resizes and turns; turning comes last, where it is cheapest. A resampler gets uint8 [H,W,4]."""
+    columns, rows = stored.size if isinstance(stored, Image.Image) else stored.shape[1::-1]
     out = _turned((preprocessing.height, preprocessing.width), orientation)
-    height, width = _area(image.height, image.width, out, preprocessing)
-    left, top = (image.width - width) / 2, (image.height - height) / 2
+    height, width = _area(rows, columns, out, preprocessing)
+    left, top = (columns - width) / 2, (rows - height) / 2
     box = (left, top, left + width, top + height)
-    resized = image.resize((out[1], out[0]), _FILTERS[preprocessing.interpolation], box)
-    values = np.asarray(resized.convert("RGB" if preprocessing.channels == 3 else "L"))
+    if resampler and isinstance(stored, np.ndarray):
+        values = resampler(stored, box, preprocessing.interpolation)
+    else:
+        image = Image.fromarray(stored) if isinstance(stored, np.ndarray) else stored
+        resized = image.resize((out[1], out[0]), _FILTERS[preprocessing.interpolation], box)
+        values = np.asarray(resized.convert("RGB" if preprocessing.channels == 3 else "L"))
     upright = _upright(values.reshape(*out, preprocessing.channels), orientation)
-    return np.array(upright, order="C")
+    return np.require(upright, requirements=["C", "W"])
 
 
 def _upright(stored: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
@@ -149,9 +190,10 @@ def _upright(stored: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 # Decoding
 
 
-def _decoded(header: Header, minimum: tuple[int, int] | None) -> Picture:
+def _decoded(header: Header, minimum: tuple[int, int] | None, words: bool = False) -> Picture:
+    """Returns a photo; with `words`, which only a JPEG can have, as [H,W,4], and valid until this thread's next one."""
     if header.format not in _PLUGINS:
-        return _decoded_jpeg(header, minimum)
+        return _decoded_jpeg(header, minimum, words)
     name = _PLUGINS[header.format]
     with getattr(import_module(f"PIL.{name}ImagePlugin"), f"{name}ImageFile")(io.BytesIO(header.data)) as image:
         image.load()
@@ -160,21 +202,41 @@ def _decoded(header: Header, minimum: tuple[int, int] | None) -> Picture:
         return _flat(image)
 
 
-def _decoded_jpeg(header: Header, minimum: tuple[int, int] | None) -> NDArray[np.uint8]:
+class _Memory(threading.local):
+    """Is each thread's memory for a decoded photo: pages that the system has cleared take longer than to decode to."""
+
+    room = bytearray()
+
+    def of(self, size: int) -> bytearray:
+        """Returns at least so many bytes."""
+        if len(self.room) >= size:
+            return self.room
+        made = bytearray(size)
+        if size <= _KEPT:
+            self.room = made
+        return made
+
+
+_memory = _Memory()
+
+
+def _decoded_jpeg(header: Header, minimum: tuple[int, int] | None, words: bool = False) -> NDArray[np.uint8]:
     height, width = _scaled_size(header, minimum)
     if height * width > MAX_DECODED_PIXELS:
         raise PhotoError(
             f"is {width:,} x {height:,} pixels to decode, at most {MAX_DECODED_PIXELS:,} are allowed; save it smaller"
         )
-    colours = "GRAY" if header.components == 1 else "RGB"
+    colours = "RGBX" if words else "GRAY" if header.components == 1 else "RGB"
+    memory = _memory.of(4 * height * width) if words else None
+    read = partial(simplejpeg.decode_jpeg, header.data, colours, min_height=height, min_width=width, buffer=memory)
     try:
-        decoded = simplejpeg.decode_jpeg(header.data, colours, min_height=height, min_width=width)
+        decoded = read()
     except ValueError as error:
         if "premature end" in str(error).lower():
             raise PhotoError("truncated: the JPEG's pixel data ends early") from None
         if not any(text in str(error) for text in _HARMLESS):
             raise
-        decoded = simplejpeg.decode_jpeg(header.data, colours, min_height=height, min_width=width, strict=False)
+        decoded = read(strict=False)
     if decoded.shape[:2] != (height, width):
         raise PhotoError(f"damaged: decoded to {decoded.shape[:2]} rows and columns, the header says {height, width}")
     array: NDArray[np.uint8] = decoded[:, :, 0] if header.components == 1 else decoded
