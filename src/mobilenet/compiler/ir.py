@@ -147,7 +147,7 @@ class Code:
         if self.target.compact:
             return substitutes.dot(self, inputs, weights, sums)
         if in_word(numbers, self.target) == 2:
-            return self.builder.add(sums, self._pairs(inputs, weights))
+            return self.builder.add(sums, substitutes.pairs(self, inputs, weights))
         if "vnni" in self.target.words:
             return self._call(f"llvm.x86.avx512.vpdpbusd.{32 * self.lanes}", self._words, sums, inputs, weights)
         (name,) = self.target.words
@@ -161,21 +161,6 @@ class Code:
     def products_written_out(self, numbers: str) -> bool:
         """Whether a word's products are several instructions each already, so that there is no loop to be unrolled."""
         return numbers == "u8" and self.target.machine == "riscv64"
-
-    def _pairs(self, x: Value, w: Value) -> Value:
-        """Returns the sums of two products each, of the halves of words."""
-        b = self.builder
-        if self.target.machine == "x86_64":
-            pairs = ir.VectorType(_I16, 2 * self.lanes)
-            name = {16: "avx512.pmaddw.d.512", 8: "avx2.pmadd.wd", 4: "sse2.pmadd.wd"}[self.lanes]
-            return self._call(f"llvm.x86.{name}", self._words, b.bitcast(x, pairs), b.bitcast(w, pairs))
-        if self.target.machine == "wasm32":
-            pairs = ir.VectorType(_I16, 2 * self.lanes)
-            return self._call("llvm.wasm.dot", self._words, b.bitcast(x, pairs), b.bitcast(w, pairs))
-        half = self.whole_numbers(16)
-        high = b.mul(b.ashr(x, half), b.ashr(w, half))
-        low = b.mul(b.ashr(b.shl(x, half), half), b.ashr(b.shl(w, half), half))
-        return b.add(low, high)
 
     def _dot_bf16(self, inputs: Value, weights: Value, sums: Value) -> Value:
         b = self.builder

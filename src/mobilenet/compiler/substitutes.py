@@ -47,8 +47,24 @@ def dot(code: "Code", inputs: "Value", weights: "Value", sums: "Value") -> "Valu
         elif machine == "aarch64":
             sums = b.add(sums, code._call("llvm.aarch64.neon.saddlp.v4i32.v8i16", words, b.mul(*pair)))
         else:
-            sums = b.add(sums, code._pairs(*(b.bitcast(value, words) for value in pair)))
+            sums = b.add(sums, pairs(code, *(b.bitcast(value, words) for value in pair)))
     return sums
+
+
+def pairs(code: "Code", x: "Value", w: "Value") -> "Value":
+    """Returns the sums of two products each, of the halves of words."""
+    b = code.builder
+    if code.target.machine == "x86_64":
+        halves = ir.VectorType(_I16, 2 * code.lanes)
+        name = {16: "avx512.pmaddw.d.512", 8: "avx2.pmadd.wd", 4: "sse2.pmadd.wd"}[code.lanes]
+        return code._call(f"llvm.x86.{name}", code._words, b.bitcast(x, halves), b.bitcast(w, halves))
+    if code.target.machine == "wasm32":
+        halves = ir.VectorType(_I16, 2 * code.lanes)
+        return code._call("llvm.wasm.dot", code._words, b.bitcast(x, halves), b.bitcast(w, halves))
+    half = code.whole_numbers(16)
+    high = b.mul(b.ashr(x, half), b.ashr(w, half))
+    low = b.mul(b.ashr(b.shl(x, half), half), b.ashr(b.shl(w, half), half))
+    return b.add(low, high)
 
 
 def _add_halves(code: "Code", x: "Value", w: "Value", total: "Value") -> "Value":
