@@ -62,7 +62,7 @@ def test_members_cover_what_members_can_be() -> None:
         assert {member[field] for member in seen} == {False, True}
     parities = {(m["height"] % 2, m["width"] % 2) for m in seen}
     assert len(parities) == 4
-    assert len(sources("v1") + sources("v2")) == 18, "small_members goes round all sources three times"
+    assert 3 * len(sources("v1") + sources("v2")) <= len(MEMBERS), "all sources three times"
     assert any(layer.adds and layer.block == 0 for member in MEMBERS for layer in member.layers)
 
 
