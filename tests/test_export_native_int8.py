@@ -247,6 +247,7 @@ def test_rounding_to_the_even_one_of_two(target: Target) -> None:
     np.testing.assert_array_equal(np.sign(found[near.size :]), np.sign(both[near.size :]))
 
 
+@needs_zig
 @pytest.mark.skipif("MOBILENET_DATA" not in os.environ, reason="needs real models and photos")
 @pytest.mark.parametrize("target", ["sse", "aarch64", "armv7"])
 def test_a_real_model_on_real_photos(target: str, tmp_path: Path) -> None:
