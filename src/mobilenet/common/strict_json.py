@@ -2,15 +2,31 @@
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
+from ..errors import DataError, ModelError
 from .checks import short
+from .files import read_regular, shown
 
 # Together these keep the memory of reading under 16 MiB: at worst a byte of strings takes 19 bytes ("ā","ā",…), and a
 # list in a list some 200, which a text of brackets alone has in two bytes.
 LIMIT = 640 << 10
 BRACKETS_LIMIT = 10_000
 MAX_KEY = 200  # characters
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Returns the object that a file holds; raises a `ModelError` that names the file and says what is wrong."""
+    try:
+        found = parse(read_regular(path, LIMIT))
+    except DataError as error:
+        raise ModelError(str(error)) from error
+    except ValueError as error:
+        raise ModelError(f"{shown(path)}: {error}") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{shown(path)}: is {short(found)}, an object is needed")
+    return found
 
 
 def parse(data: bytes) -> Any:

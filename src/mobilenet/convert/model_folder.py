@@ -9,8 +9,8 @@ from typing import Any
 from ..arch import Conventions, Network, conventions
 from ..common import strict_json
 from ..common.checks import short
-from ..common.files import read_regular, shown, write_atomic
-from ..errors import DataError, MobileNetError, ModelError, UsageError
+from ..common.files import shown, write_atomic
+from ..errors import MobileNetError, ModelError, UsageError
 from ..model import Model
 from ..storage.folder import Stored
 from .names import HUGGINGFACE_V1, HUGGINGFACE_V2, TIMM_V1, TIMM_V2, Source
@@ -31,7 +31,7 @@ def read(path: Path, options: Options) -> Stored:
     Raises:
         ModelError: names the file, and the field or tensor that does not fit.
     """
-    config = _json(path / CONFIG)
+    config = strict_json.read_object(path / CONFIG)
     if config.get("format") == "mobilenet model":
         raise ModelError(f"{shown(path)}: is a model of mobilenet already; nothing is to be converted")
     if config.get("model_type") in _TYPES:
@@ -45,18 +45,6 @@ def read(path: Path, options: Options) -> Stored:
         f"{shown(path / CONFIG)}: not a MobileNet: describes {short(given)}; needed is a model_type of "
         f"{', '.join(_TYPES)} (transformers), or an architecture of mobilenetv1 or mobilenetv2 (timm)"
     )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = strict_json.parse(read_regular(path, strict_json.LIMIT))
-    except DataError as error:
-        raise ModelError(str(error)) from error
-    except ValueError as error:
-        raise ModelError(f"{shown(path)}: {error}") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{shown(path)}: is {short(found)}, an object is needed")
-    return found
 
 
 def _weights(path: Path, source: Source, rules: Conventions | None, options: Options) -> tuple[Network, dict[str, Any]]:
@@ -84,7 +72,7 @@ def _transformers(path: Path, config: Mapping[str, Any], options: Options) -> St
         _refuse(config)
         rules = _conventions(source, config)
         alpha, side = config.get("depth_multiplier", 1.0), config.get("image_size", 224)
-        processor = _json(path / PROCESSOR) if (path / PROCESSOR).exists() else {}
+        processor = strict_json.read_object(path / PROCESSOR) if (path / PROCESSOR).exists() else {}
         sides, preprocessing = _processing(processor, side)
     except (UsageError, TypeError, KeyError, ZeroDivisionError) as error:
         raise ModelError(f"{shown(path)}: {type(error).__name__}: {error}") from error
@@ -109,7 +97,7 @@ def labels(path: Path) -> list[str] | None:
     Raises:
         ModelError: names the file that can't be read.
     """
-    given = _json(path).get("id2label")
+    given = strict_json.read_object(path).get("id2label")
     if not isinstance(given, dict):
         return None
     names = [given.get(str(n)) for n in range(len(given))]

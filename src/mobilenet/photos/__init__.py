@@ -63,8 +63,8 @@ _KEPT = 1 << 23
 """Bytes of memory that a thread keeps for the next JPEG: 2 megapixels."""
 _WHITE = 255
 """What is seen through transparent pixels."""
-_HARMLESS = ("extraneous bytes before marker", "unknown JFIF revision", "Unknown Adobe color transform")
-"""Warnings of libjpeg after which every pixel is as it was saved."""
+_HARMLESS = "extraneous bytes before marker"
+"""A warning of libjpeg after which every pixel is as it was saved. After one about the header simplejpeg gives none."""
 
 
 def open_bytes(path: Path | str) -> bytes:
@@ -234,7 +234,7 @@ def _decoded_jpeg(header: Header, minimum: tuple[int, int] | None, words: bool =
     except ValueError as error:
         if "premature end" in str(error).lower():
             raise PhotoError("truncated: the JPEG's pixel data ends early") from None
-        if not any(text in str(error) for text in _HARMLESS):
+        if _HARMLESS not in str(error):
             raise
         decoded = read(strict=False)
     if decoded.shape[:2] != (height, width):

@@ -180,17 +180,7 @@ class RunFolder:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        found = strict_json.parse(read_regular(path, strict_json.LIMIT))
-    except DataError as error:
-        raise ModelError(str(error)) from error
-    except ValueError as error:
-        raise ModelError(f"{shown(path)}: {error}") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{shown(path)}: is {short(found)}, an object is needed")
-    return found
+    return strict_json.read_object(path) if path.exists() else None
 
 
 def _line(row: Mapping[str, Any]) -> bytes:
