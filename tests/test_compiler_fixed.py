@@ -28,7 +28,6 @@ from mobilenet.compiler.lower import lower
 from mobilenet.compiler.native import NativeEngine
 from mobilenet.compiler.targets import TARGETS, Target, runnable
 from mobilenet.convert.tflite import read
-from mobilenet.engine import Engine
 from mobilenet.errors import UsageError
 from mobilenet.export import export
 from mobilenet.model import Model
@@ -199,11 +198,14 @@ def test_feature_maps_come_back_as_floats(pooling: str | None) -> None:
     check(random_int8_model(network, 1, "fixed"), 2, TESTED[0], 2)
 
 
-def test_the_twin_of_v2_is_not_compiled() -> None:
-    model = random_int8_model(v2(0.05, 32, 3, separable=False), 1, "fixed")
-    with pytest.raises(UsageError, match=r"precision: got 'int8', but MobileNetV2 .* in int8 is not compiled"):
-        model.compile()
-    assert isinstance(runner(model), Engine)
+def test_the_twin_of_v2_adds_its_shortcuts(target: Target) -> None:
+    """Its convolutions have weights of nine bits and inputs with channels that only fill vectors up."""
+    if target not in (TESTED[0], TARGETS["avx2"], TESTED[-1]) and not DEEP:
+        pytest.skip("each takes seconds")
+    for rescale in ("fixed", "float") if target == TESTED[0] or DEEP else ("fixed",):
+        model = random_int8_model(v2(0.05, (32, 40), 3, separable=False), 1, rescale)
+        assert rescale == "float" or native.integers(model.network, model.tensors).nine
+        check(model, 2, target, 2)
 
 
 # --------------------------------------------------------------------------------------------------------------- use

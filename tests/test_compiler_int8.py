@@ -41,7 +41,7 @@ def target(request: pytest.FixtureRequest) -> Target:
 
 
 def members(count: int) -> list[Network]:
-    """Returns random members that are quick to compute, without V2 of standard convolutions, which is not compiled."""
+    """Returns random members that are quick to compute, without V2 of standard convolutions: its kernels take long."""
     found = (
         m
         for m in endless_members(47)

@@ -23,7 +23,6 @@ from ..common.parallel import processors
 from ..common.progress import Progress
 from ..errors import MobileNetError
 from . import driver, ir
-from .add import Add
 from .conv import Conv
 from .dense import Dense
 from .depthwise import Depthwise
@@ -35,12 +34,26 @@ from .pointwise import Pointwise
 from .pool import Pool
 from .resample import Across, Down
 from .scale import Scale
+from .shortcut import Shortcut
 from .targets import TARGETS, Target
 from .tiled import Tiled, TiledConv
 
 _KINDS: dict[str, type[Kernel]] = {
     kind.__name__: kind
-    for kind in (Across, Add, Conv, Dense, Depthwise, DepthwiseBytes, Down, Pointwise, Pool, Scale, Tiled, TiledConv)
+    for kind in (
+        Across,
+        Conv,
+        Dense,
+        Depthwise,
+        DepthwiseBytes,
+        Down,
+        Pointwise,
+        Pool,
+        Scale,
+        Shortcut,
+        Tiled,
+        TiledConv,
+    )
 }
 _PER_WORKER = 8  # kernels that are worth the start of a process, 0.2 s
 
