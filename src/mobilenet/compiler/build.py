@@ -8,6 +8,7 @@ such a worker.
 import contextlib
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -116,8 +117,10 @@ def module(kernel: Kernel, target: Target, name: str = _SYMBOL) -> str:
     """Returns a kernel's LLVM module as text."""
     code = ir.Code(name, target)
     kernel.emit(code)
-    # Kernels count in 64 bits; where an address has 32, each such number would take two registers.
-    return code.finish() if target.bits == 64 else code.finish().replace("i64", "i32")
+    if target.bits == 64:
+        return code.finish()
+    # Kernels count in 64 bits; where an address has 32, each such number would take two registers. Vectors stay.
+    return re.sub(r"(<[^<>]*>|v\d+i64)|i64", lambda found: found[1] or "i32", code.finish())
 
 
 def compile_kernel(kernel: Kernel, target: Target) -> bytes:
