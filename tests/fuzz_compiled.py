@@ -1,8 +1,8 @@
 """Compiled networks at random, until the time is up: `python tests/fuzz_compiled.py SECONDS SEED`.
 
-Networks, instruction sets, numbers, rescales, threads, strips, batches and types of pixels are drawn; memory lies between
-pages that can't be touched. Float networks are compared with the reference, int8 ones bit by bit, and every network with
-itself: images one by one, over threads, with the batch, whose images get a thread each.
+Networks, instruction sets, numbers, rescales, threads, strips, batches and types of pixels are drawn; memory lies
+between pages that can't be touched. Float networks are compared with the reference, int8 ones bit by bit, and every
+network with itself: images one by one, over threads, with the batch, whose images get a thread each.
 """
 
 import os
