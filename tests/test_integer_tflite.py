@@ -28,6 +28,7 @@ from mobilenet.formats.tflite_schema import Op, Tensor, Type
 from mobilenet.integer import outputs
 from mobilenet.model import Model
 from mobilenet.photos.preprocessing import Preprocessing
+from mobilenet.quantized import Rescale
 from mobilenet.runner import runner
 from model_makers import edit_config, random_model, random_pixels, same_tensors
 
@@ -396,18 +397,24 @@ ANSWERS = {
 
 
 @real
+@pytest.mark.parametrize("rescale", ["fixed", "full"])
 @pytest.mark.parametrize("name", [*ANSWERS, "vww_96_int8"])
-def test_real_files_give_litert_s_bytes(name: str) -> None:
+def test_real_files_give_litert_s_bytes(name: str, rescale: Rescale) -> None:
+    """Logits of the kernels that the rescale is of, and probabilities of the reference kernels."""
     path = Path(str(DATA)) / "models" / f"{name}.tflite"
-    model = read(path)
+    model = read(path, rescale=rescale)
     graph = tflite_graph.read(path.read_bytes())
+    softmax_input = graph.operators[-1].inputs[0]
     with zipfile.ZipFile(Path(str(DATA)) / "photos.zip") as archive:
         names = [name for name in archive.namelist() if name.endswith("JPEG")][::80]
         pixels = np.stack([photos.pixels(archive.read(name), model.preprocessing) for name in names])
-    ours = probabilities(model, outputs(model.network, model.tensors, pixels)[model.network.layers[-1].name])
+    ours = outputs(model.network, model.tensors, pixels)[model.network.layers[-1].name]
+    reference = rescale == "fixed"
     for image, found in zip(pixels, ours, strict=True):
-        _, theirs = litert(path.read_bytes(), image[None], {}, graph.outputs[0])
-        assert (theirs.reshape(-1) == found.reshape(-1)).all()
+        places = {"logits": softmax_input}
+        theirs, last = litert(path.read_bytes(), image[None], places, graph.outputs[0], reference=reference)
+        assert (theirs["logits"].reshape(-1) == found.reshape(-1)).all()
+        assert not reference or (last.reshape(-1) == probabilities(model, found)).all()
 
 
 @real
