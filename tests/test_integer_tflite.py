@@ -116,6 +116,20 @@ def test_full_is_litert_s_with_xnnpack(network: Network, options: Options8) -> N
                     break
 
 
+def test_a_full_sum_has_the_nearest_factors_of_21_bits() -> None:
+    maker = Maker(V2, OPTIONS[2], 0)
+    model = model_of(maker.data, rescale="full")
+    named = {found[Tensor.NAME]: maker.scales.get(index) for index, found in enumerate(maker.graph.tensors)}
+    for layer in model.network.layers:
+        if layer.adds:
+            own, other, both = (np.float32(scale) for scale, _ in (
+                named[layer.name], maker.scales[maker.tensors[layer.adds]], named[f"{layer.name}.sum"]))  # fmt: skip
+            multipliers, (shift,) = (model.tensors[f"{layer.name}.sum_{part}"] for part in ("multiplier", "shift"))
+            exact = np.array([own / both, other / both], np.float64) * 2.0**shift
+            assert (np.abs(multipliers - exact) <= 0.5).all()
+            assert 1 << 20 <= multipliers.max() <= 1 << 21
+
+
 @pytest.mark.parametrize("options", [OPTIONS[4], Options8(UINT8, convolution=False, softmax=False)], ids=str)
 def test_a_fully_connected_classifier_rounds_once(options: Options8) -> None:
     """Of so many classes some are rounded otherwise in two steps, as in a convolution."""
