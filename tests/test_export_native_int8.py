@@ -30,6 +30,7 @@ from mobilenet.errors import GateError, UsageError
 from mobilenet.export import native, native_run
 from mobilenet.export.native import NAMES, export
 from mobilenet.model import Model
+from mobilenet.quantized import Rescale
 
 UNICORN = importlib.util.find_spec("unicorn") is not None
 NODE = shutil.which("node") is not None
@@ -74,9 +75,10 @@ def test_what_is_exported_has_been_run(target: str, folder_of: Callable[..., Pat
 
 
 @pytest.mark.parametrize("target", NAMES if DEEP else ["sse", "armv7", "cortex-m", "wasm"])
-def test_models_that_compute_as_tflite_does(target: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rescale", ["fixed", "full"] if DEEP else ["fixed"])
+def test_models_that_compute_as_tflite_does(target: str, rescale: Rescale, tmp_path: Path) -> None:
     """Their sums of 64 bits stay so where addresses have 32; weights of nine bits are packed as eight."""
-    model = random_int8_model(v2(0.1, (33, 40), 3), 3, "fixed")
+    model = random_int8_model(v2(0.1, (33, 40), 3), 3, rescale)
     assert integers(model.network, model.tensors).nine
     ending = "wasm" if target == "wasm" else "o"
     found = mobilenet.export(model, tmp_path / f"model.{ending}", target=target)
