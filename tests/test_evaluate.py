@@ -92,7 +92,11 @@ def test_the_split_that_the_training_wrote_is_kept(model, tmp_path):
     datasets.save_split(of_training, wrote)
     found = evaluate(model, root, split_file=wrote)
     assert [result.path for result in found.results] == [photo.path for photo in of_training.of("val")]
+    assert "the stored split was used" in found.notes
     assert found != evaluate(model, root, split_file=tmp_path / "none.jsonl")
+    fill(root, {"bee": 9})
+    note = "the stored split was used; 1 photo(s) were not in it, 0 of it are gone"
+    assert note in evaluate(model, root, split_file=wrote).notes
 
 
 def test_classes_are_matched_by_name(model, tmp_path):

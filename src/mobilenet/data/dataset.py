@@ -194,7 +194,8 @@ def _splits(
         notes.append(f"{len(whole)} class(es) of fewer than {SMALLEST_SPLIT_CLASS} photos stay in train: {named}")
     if stored:
         gone = len(stored.keys() - {row.path for row in rows})
-        notes.append(f"the stored split was used; {new} photo(s) were not in it, {gone} of it are gone")
+        changes = f"; {new} photo(s) were not in it, {gone} of it are gone" if new or gone else ""
+        notes.append(f"the stored split was used{changes}")
     return splits
 
 
