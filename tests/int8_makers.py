@@ -20,8 +20,9 @@ def random_int8(
     """Returns tensors of an int8 model of the network; multipliers are set layer by layer on random pixels.
 
     Weights are of all magnitudes up to 127, zero points and upper clamps anywhere, and of a layer's outputs, over the
-    random pixels, about a tenth lie below the lower clamp and a tenth above the upper. With the rescale "fixed" weights
-    have zero points, and some channels factors and sums as large and as small as they can be.
+    random pixels, about a tenth lie below the lower clamp and a tenth above the upper. With the rescales "full" and
+    "fixed" weights have zero points, and with the latter some channels factors and sums as large and as small as they
+    can be.
 
     Args:
         ranges: the seed of zero points and clamps, on which machine code depends; None for `seed`'s generator.
@@ -36,11 +37,11 @@ def random_int8(
         _random_layer(layer, tensors, generator, choose, x, zero_in, scale_in, found, rescale)
         if rescale == "fixed" and layer.kind != "max_pool":
             _fix(layer, tensors, generator)
+        if rescale == "full" and layer.adds:
+            _add_bytes(layer.name, tensors, choose)
         if layer.kind != "dense":
             found[layer.name] = x = _one(layer, tensors, zero_in, x, found)
             zero_in, scale_in = tensors[f"{layer.name}.zero"], float(tensors[f"{layer.name}.scale"][0])
-    if rescale == "fixed":
-        tensors |= {f"{layer.name}.low": _one_number(quantized.lower_clamp(layer, tensors)) for layer in network.layers}
     quantized.check(network, tensors, rescale)
     return tensors
 
@@ -73,26 +74,26 @@ def _random_layer(
     name, outs = layer.name, layer.output.channels
     if layer.kind == "max_pool":
         tensors |= {f"{name}.scale": np.array([scale_in], np.float32), f"{name}.zero": zero_in.copy()}
-        tensors |= {f"{name}.high": np.array([255], np.int32)}
+        tensors |= {f"{name}.high": _one_number(255)} | ({} if rescale == "float" else {f"{name}.low": _one_number(0)})
         return
     relu = layer.activation != "linear"
     high = int(choose.integers(150, 256)) if layer.activation == "relu6" else 255
     zero = int(choose.integers(0, 100 if relu else 256))
-    if rescale == "fixed" and choose.integers(3):  # as converters have it
+    if rescale != "float" and choose.integers(3):  # as converters have it
         zero, high = (0, 255) if relu else (zero, 255)
     scale = float(choose.uniform(0.001, 0.1))
     if layer.weight_shape is not None:
         largest = generator.integers(1, 128, outs)
         middle, kind = 0, np.int8
-        if rescale == "fixed":
-            middle, kind = int(generator.choice((0, 128, 128, 255, generator.integers(0, 256)))), np.uint8
+        if rescale != "float":
+            middle, kind = int(choose.choice((0, 128, 128, 255, choose.integers(0, 256)))), np.uint8
             tensors[f"{name}.weight_zero"] = _one_number(middle)
-        low, top = (-middle, 255 - middle) if rescale == "fixed" else (-127, 127)
+        low, top = (-127, 127) if rescale == "float" else (-middle, 255 - middle)
         numbers = generator.uniform(low / 127, top / 127, layer.weight_shape) * largest
         weight = (np.rint(numbers) + middle).astype(kind)
         weight.reshape(-1, outs)[0, 0], weight.reshape(-1, outs)[-1, -1] = top + middle, low + middle
         tensors |= {f"{name}.weight": weight, f"{name}.bias": np.zeros(outs, np.int32)}
-    if layer.kind != "dense" or rescale == "fixed":
+    if layer.kind != "dense" or rescale != "float":
         tensors |= {f"{name}.scale": np.array([scale], np.float32), f"{name}.zero": np.array([zero], np.int32)}
         tensors |= {f"{name}.high": np.array([high], np.int32)}
     if layer.adds is not None:
@@ -113,6 +114,8 @@ def _random_layer(
     if layer.weight_shape is not None:
         tensors[f"{name}.bias"] = np.rint((low - zero) / multiplier - low_sum).astype(np.int32)
     tensors[f"{name}.multiplier"] = multiplier.astype(np.float32)
+    if rescale != "float":
+        tensors[f"{name}.low"] = _one_number(int(tensors[f"{name}.zero"][0]) if relu else 0)
 
 
 def _fix(layer: Layer, tensors: Tensors, generator: np.random.Generator) -> None:
@@ -140,6 +143,20 @@ def _fix(layer: Layer, tensors: Tensors, generator: np.random.Generator) -> None
         shift[:4] = generator.integers(-31, -20), -31, generator.integers(-1, 7), 0
         weight[:, 2] = tensors[f"{name}.weight_zero"][0]  # so small are the sums that are shifted to the left
     tensors |= {f"{name}.multiplier": multiplier, f"{name}.shift": shift}
+
+
+def _add_bytes(name: str, tensors: Tensors, choose: np.random.Generator) -> None:
+    """Makes a layer add its shortcut as with the rescale "full", which does about the same."""
+    own, shortcut = float(choose.uniform(0.9, 2)), float(tensors.pop(f"{name}.shortcut")[0])  # an output's scale
+    shift = int(choose.integers(3, 21))
+    if choose.integers(3) == 0:
+        own, shortcut, shift = 1.0, 1.0, 0
+    multipliers = np.rint(np.array([own, shortcut]) * 2**shift).astype(np.int32)
+    tensors |= {f"{name}.sum_multiplier": multipliers, f"{name}.sum_shift": _one_number(shift)}
+    tensors[f"{name}.sum_zero"] = np.clip(tensors[f"{name}.zero"] + choose.integers(-20, 20), 0, 255).astype(np.int32)
+    tensors[f"{name}.multiplier"] /= np.float32(own)
+    if choose.integers(4) == 0:  # as no converter has it
+        tensors |= {f"{name}.low": _one_number(40), f"{name}.high": _one_number(200)}
 
 
 def _one_number(value: int) -> NDArray[np.int32]:

@@ -1,8 +1,10 @@
 """The integer network computes what its definition says, to the last bit; its tensors are checked before."""
 
 import itertools
+import math
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -10,10 +12,11 @@ from numpy.typing import NDArray
 
 from int8_makers import random_bytes, random_int8, random_int8_model
 from mobilenet import integer, quantized
-from mobilenet.arch import Layer, Shape, v1, v2
+from mobilenet.arch import Layer, Network, Shape, v1, v2
 from mobilenet.engine import Engine
 from mobilenet.errors import ModelError, UsageError
 from mobilenet.model import Model, load
+from mobilenet.quantized import Rescale
 from mobilenet.storage import tensors_file
 from model_makers import edit_config, random_model, same_tensors
 from small_members import small_members
@@ -29,7 +32,8 @@ Tensors = dict[str, NDArray[Any]]
 def by_definition(layer: Layer, tensors: Tensors, x: Any, zero_in: Any, shortcut: Any) -> NDArray[Any]:
     """Returns a layer's output [height, width, channels] for one image, in Python's whole numbers."""
     height, width, channels = layer.output
-    last = layer.kind == "dense"
+    full = f"{layer.name}.low" in tensors
+    last = layer.kind == "dense" and not full
     found = np.zeros(layer.output, np.float32 if last else np.uint8)
     part = {name: tensors.get(f"{layer.name}.{name}") for name in ("weight", "bias", "multiplier", "shortcut", "zero")}
     zeros = [int(zero_in[c % len(zero_in)]) for c in range(layer.input.channels)]
@@ -46,21 +50,29 @@ def by_definition(layer: Layer, tensors: Tensors, x: Any, zero_in: Any, shortcut
             if layer.weight_shape is None or not (0 <= y < layer.input.height and 0 <= z < layer.input.width):
                 continue
             weight = part["weight"].reshape(layer.kernel, layer.kernel, -1, channels)[i, j, :, channel]
+            middle = int(tensors[f"{layer.name}.weight_zero"][0]) if full else 0
             inputs = [channel] if layer.kind == "depthwise" else range(layer.input.channels)
-            total += sum((int(x[y, z, c]) - zeros[c]) * int(w) for c, w in zip(inputs, weight, strict=True))
+            total += sum((int(x[y, z, c]) - zeros[c]) * (int(w) - middle) for c, w in zip(inputs, weight, strict=True))
         t = np.float32(total) * part["multiplier"][channel % len(part["multiplier"])]
         if last:
             found[row, column, channel] = t
             continue
-        if layer.adds:
-            added = int(shortcut[row, column, channel]) - int(tensors[f"{layer.adds}.zero"][0])
+        added = int(shortcut[row, column, channel]) - int(tensors[f"{layer.adds}.zero"][0]) if layer.adds else 0
+        if layer.adds and not full:
             t = np.float32(t + np.float32(np.float32(added) * part["shortcut"][0]))
         low = int(part["zero"][0]) if layer.activation in ("relu", "relu6") else 0
-        y = round(float(t)) + int(part["zero"][0])  # Python rounds to the nearest even
+        y = round(float(t))  # Python rounds to the nearest even
+        if layer.adds and full:
+            middle, shift = (int(tensors[f"{layer.name}.sum_{name}"][0]) for name in ("zero", "shift"))
+            own = min(max(y + middle, 0), 255) - middle
+            mine, others = tensors[f"{layer.name}.sum_multiplier"].tolist()
+            y = math.floor(Fraction(own * mine + added * others, 2**shift) + (Fraction(1, 2) if shift else 0))
+        y += int(part["zero"][0])
         found[row, column, channel] = min(max(y, low), int(tensors[f"{layer.name}.high"][0]))
     return found
 
 
+@pytest.mark.parametrize("rescale", ["float", "full"])
 @pytest.mark.parametrize(
     "network",
     [
@@ -71,8 +83,8 @@ def by_definition(layer: Layer, tensors: Tensors, x: Any, zero_in: Any, shortcut
     ],
     ids=str,
 )
-def test_every_layer_is_what_its_definition_says(network) -> None:
-    tensors = random_int8(network, 1)
+def test_every_layer_is_what_its_definition_says(network: Network, rescale: Rescale) -> None:
+    tensors = random_int8(network, 1, rescale=rescale)
     pixels = random_bytes(network, 1, 2)
     found = integer.outputs(network, tensors, pixels)
     x, zero_in = pixels[0], tensors["pixels.zero"]
@@ -106,12 +118,26 @@ def test_a_shortcuts_product_is_rounded_before_it_is_added() -> None:
     np.testing.assert_array_equal(found, expected)
 
 
-def test_random_tensors_reach_both_clamps() -> None:
+def test_bytes_are_added_in_whole_numbers_whose_halves_go_up() -> None:
+    layer = Layer("last", "pointwise", None, Shape(1, 1, 1), Shape(1, 1, 1), adds="first")
+    numbers = {"weight_zero": 0, "bias": -150, "zero": 20, "low": 0, "high": 255, "sum_zero": 128, "sum_shift": 1}
+    tensors = {f"last.{name}": np.array([value], np.int32) for name, value in numbers.items()}
+    tensors |= {"last.weight": np.full((1, 1), 2, np.uint8), "last.multiplier": np.ones(1, np.float32)}
+    tensors |= {"last.sum_multiplier": np.array([1, 3], np.int32), "first.zero": np.array([3], np.int32)}
+    x, added = (part.reshape(-1, 1, 1, 1).astype(np.uint8) for part in np.mgrid[:256, :256])
+    found = integer.output(integer.prepare(layer, tensors, np.zeros(1, np.int32)), x, added)
+    own = np.clip(2 * x.astype(int) - 150, -128, 127)
+    np.testing.assert_array_equal(found, np.clip((own + (added.astype(int) - 3) * 3 + 1) // 2 + 20, 0, 255))
+
+
+@pytest.mark.parametrize("rescale", ["float", "full"])
+def test_random_tensors_reach_both_clamps(rescale: Rescale) -> None:
     for index, network in enumerate(MEMBERS[:12]):
-        tensors = random_int8(network, index)
+        tensors = random_int8(network, index, rescale=rescale)
         found = integer.outputs(network, tensors, random_bytes(network, 4, index))
         for layer in network.layers:
-            if layer.weight_shape is not None and layer.kind != "dense":
+            clipped_before = rescale == "full" and layer.adds  # which what is added may push to one side
+            if layer.weight_shape is not None and layer.kind != "dense" and not clipped_before:
                 y = found[layer.name]
                 assert 0.02 < (y == quantized.lower_clamp(layer, tensors)).mean() < 0.6, layer
                 assert 0.02 < (y == tensors[f"{layer.name}.high"][0]).mean() < 0.6, layer
@@ -136,9 +162,10 @@ def test_sums_beyond_float32s_whole_numbers_are_exact() -> None:
     assert found[dense.name][0, 0] == np.float32(total) * multiplier
 
 
+@pytest.mark.parametrize("rescale", get_args(Rescale))
 @pytest.mark.parametrize("network", MEMBERS[:8], ids=str)
-def test_the_engine_runs_an_int8_model_whatever_batch_and_threads(network) -> None:
-    model = random_int8_model(network, 3)
+def test_the_engine_runs_an_int8_model_whatever_batch_and_threads(network: Network, rescale: Rescale) -> None:
+    model = random_int8_model(network, 3, rescale)
     pixels = random_bytes(network, 5, 4)
     expected = integer.forward(network, model.tensors, pixels)
     for threads in (1, 3):
@@ -164,15 +191,16 @@ def test_pixels_of_another_shape_are_refused() -> None:
 # ------------------------------------------------------------------------------------------------- tensors and folder
 
 
-def test_the_file_holds_a_byte_a_weight(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rescale", get_args(Rescale))
+def test_the_file_holds_a_byte_a_weight(tmp_path: Path, rescale: Rescale) -> None:
     network = v1(0.5, 32, 7)
-    model = random_int8_model(network, labels=[*"abcdefg"], notes={"Quantisation": {"photos": 3}})
+    model = random_int8_model(network, 0, rescale, labels=[*"abcdefg"], notes={"Quantisation": {"photos": 3}})
     model.save(tmp_path / "m")
     size = (tmp_path / "m" / "model.safetensors").stat().st_size
     assert size < 1.3 * sum(np.prod(shape) for name, shape in network.tensors.items() if name.endswith("weight"))
     assert ", int8" in (tmp_path / "m" / "README.md").read_text()
     again = load(tmp_path / "m")
-    assert again.precision == "int8"
+    assert (again.precision, again.rescale) == ("int8", rescale)
     assert repr(again).endswith("int8>")
     assert same_tensors(again.tensors, model.tensors)
     assert (again.labels, again.notes) == (model.labels, model.notes)
@@ -237,16 +265,32 @@ FAULTS: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_tensors_that_do_not_fit_are_refused(tmp_path: Path, fault: str) -> None:
-    change, message = FAULTS[fault]
-    tensors = random_int8(SMALL)
+FULL_FAULTS: dict[str, tuple[Any, str]] = {
+    **{name: FAULTS[name] for name in ("zero point", "infinity", "sum", "rescaled", "missing", "shape", "type")},
+    "weights' zero point": (_broken("stem.weight_zero", 256), "'stem.weight_zero' holds 256, needed is 0 to 255"),
+    "lower clamp": (_broken("classifier.low", -1), "'classifier.low' holds -1, needed is 0 to 255"),
+    "clamps": (_broken("stem.high", -1), "'stem.high' holds -1, needed is [0-9]+ to 255"),
+    "no factor": (_broken("pool.multiplier", 0), "'pool.multiplier' holds 0, needed is a finite number"),
+    "logits' scale": (_broken("classifier.scale", np.nan), "'classifier.scale' holds nan, needed is a finite number"),
+    "sum's zero point": (_broken(f"{BLOCK}.sum_zero", 300), f"'{BLOCK}.sum_zero' holds 300, needed is 0 to 255"),
+    "sum's shift": (_broken(f"{BLOCK}.sum_shift", 31), f"'{BLOCK}.sum_shift' holds 31, needed is 0 to 30"),
+    "sum's factor": (_broken(f"{BLOCK}.sum_multiplier", 2**21 + 1), "'.*sum_multiplier' holds 2097153, needed is 0 to"),
+    "negative sum": (_broken(f"{BLOCK}.sum_multiplier", -1), "'.*sum_multiplier' holds -1, needed is 0 to 2097152"),
+    "another rescale's": (lambda t: t.update({f"{BLOCK}.shortcut": np.ones(1)}), f"'{BLOCK}.shortcut' does not belong"),
+}
+EVERY_FAULT = [("float", name) for name in FAULTS] + [("full", name) for name in FULL_FAULTS]
+
+
+@pytest.mark.parametrize(("rescale", "fault"), EVERY_FAULT)
+def test_tensors_that_do_not_fit_are_refused(tmp_path: Path, rescale: Rescale, fault: str) -> None:
+    change, message = (FAULTS if rescale == "float" else FULL_FAULTS)[fault]
+    tensors = random_int8(SMALL, rescale=rescale)
     change(tensors)
     with pytest.raises(ModelError, match=message):
-        Model(SMALL, tensors, precision="int8")
-    model = random_int8_model(SMALL)
+        Model(SMALL, tensors, precision="int8", rescale=rescale)
+    model = random_int8_model(SMALL, rescale=rescale)
     model.save(tmp_path)
-    if fault != "too much" and fault != "type":  # what the file can hold
+    if fault not in ("too much", "type", "another rescale's"):  # what the file can hold
         _write(tmp_path, tensors)
         with pytest.raises(ModelError, match=f"model.safetensors: .*{message}"):
             load(tmp_path)

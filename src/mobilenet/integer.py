@@ -9,8 +9,13 @@ once, to nearest even:
 The classifier's logits are its t; average pooling sums x - x's zero over the pixels; max pooling is max(x). `quantized`
 has the tensors' names.
 
-With the rescale "fixed" all outputs are uint8, the classifier's too, whose logits are scale · (y - zero); products with
-a factor are `fixed_point.rescaled`:
+With the rescale "full" all outputs are uint8, the classifier's too, whose logits are scale · (y - zero), and weights
+have a zero point, which is subtracted. All else is as above, but a shortcut is added in whole numbers:
+
+    own = clip(rint(t) + own zero, 0, 255) - own zero
+    y   = clip((own · own multiplier + (s - s's zero) · s's multiplier) / 2^shift + zero, low, high)   halves rounded up
+
+With the rescale "fixed" there are no floats but in the logits; products with a factor are `fixed_point.rescaled`:
 
     sum = sum((x - x's zero) · (weight - weight's zero)) + bias
     y   = clip(sum · factor + zero, low, high)
@@ -35,7 +40,7 @@ from numpy.typing import NDArray
 from .arch import Layer, Network
 from .errors import UsageError
 from .fixed_point import ADD_SHIFT, Whole, mean, rescaled, rescaled_once
-from .quantized import EXACT, PIXELS_ZERO, centred_weight, dequantised, largest_sums, lower_clamp
+from .quantized import EXACT, PIXELS_ZERO, centred_weight, dequantised, largest_sums, lower_clamp, rescale_of
 
 Array = NDArray[Any]
 Bytes = NDArray[np.uint8]
@@ -79,6 +84,15 @@ class Fixed(NamedTuple):
     sum_shift: Whole
 
 
+class Sum(NamedTuple):
+    """Is how bytes are added with the rescale "full": the tensors sum_zero, sum_multiplier and sum_shift."""
+
+    zero: int
+    own: int
+    shortcut: int
+    shift: int
+
+
 class Step(NamedTuple):
     """Is a layer with its tensors, ready to be computed with."""
 
@@ -93,6 +107,8 @@ class Step(NamedTuple):
     low: int
     high: int
     fixed: Fixed | None
+    sum: Sum | None
+    logits: bool  # whether the layer's output is float32
 
 
 class IntegerNetwork:
@@ -139,6 +155,7 @@ def prepare(layer: Layer, tensors: Mapping[str, Array], zero_in: Array) -> Step:
     def part(name: str, default: Any) -> Any:
         return tensors.get(f"{layer.name}.{name}", default)
 
+    rescale = rescale_of(layer, tensors)
     exact = np.float32 if int(largest_sums(layer, tensors).max()) < EXACT else np.float64
     weight: Array = np.zeros(0) if layer.weight_shape is None else centred_weight(layer, tensors)
     if layer.kind == "conv":
@@ -154,7 +171,9 @@ def prepare(layer: Layer, tensors: Mapping[str, Array], zero_in: Array) -> Step:
         zero=int(part("zero", [0])[0]),
         low=lower_clamp(layer, tensors),
         high=int(part("high", [255])[0]),
-        fixed=_fixed(layer, tensors) if f"{layer.name}.shift" in tensors else None,
+        fixed=_fixed(layer, tensors) if rescale == "fixed" else None,
+        sum=_sum(layer, tensors) if rescale == "full" and layer.adds else None,
+        logits=rescale == "float" and layer.kind == "dense",
     )
 
 
@@ -176,6 +195,11 @@ def _fixed(layer: Layer, tensors: Mapping[str, Array]) -> Fixed:
     )
 
 
+def _sum(layer: Layer, tensors: Mapping[str, Array]) -> Sum:
+    own, shortcut = tensors[f"{layer.name}.sum_multiplier"].tolist()
+    return Sum(int(tensors[f"{layer.name}.sum_zero"][0]), own, shortcut, int(tensors[f"{layer.name}.sum_shift"][0]))
+
+
 def output(step: Step, x: Bytes, shortcut: Bytes | None) -> Array:
     """Returns a layer's output from its input and the tensor that it adds."""
     if step.layer.kind == "max_pool":
@@ -186,15 +210,25 @@ def output(step: Step, x: Bytes, shortcut: Bytes | None) -> Array:
         return _fixed_output(step, step.fixed, t.astype(np.int64), shortcut)
     t = t.astype(np.float32, copy=False)
     t *= step.multiplier
-    if step.layer.kind == "dense":
+    if step.logits:
         return t
-    if shortcut is not None:
+    added = None if shortcut is None else shortcut.astype(np.int32) - step.zero_shortcut
+    if added is not None and step.sum is None:
         # A variable of its own: the product is rounded before it is added.
-        product = (shortcut.astype(np.int16) - step.zero_shortcut).astype(np.float32) * step.shortcut
+        product = added.astype(np.float32) * step.shortcut
         t += product
     np.rint(t, out=t)
+    if added is not None and step.sum is not None:
+        t = _byte_sum(step.sum, t, added)
     t += np.float32(step.zero)  # inexact only above 2^24, far beyond the clamp
     return np.clip(t, step.low, step.high, out=t).astype(np.uint8)
+
+
+def _byte_sum(sum: Sum, t: Array, added: Array) -> NDArray[np.float32]:
+    """Returns a layer's output less its zero point from its rounded sums and what it adds, with the rescale "full"."""
+    own = np.clip(t, -sum.zero, 255 - sum.zero).astype(np.int32)
+    total = own * sum.own + added * sum.shortcut
+    return np.asarray((total + (1 << sum.shift >> 1)) >> sum.shift, np.float32)
 
 
 def _fixed_output(step: Step, fixed: Fixed, total: Whole, shortcut: Bytes | None) -> Bytes:

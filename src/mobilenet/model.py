@@ -72,7 +72,7 @@ class Model:
         preprocessing: how a photo becomes the network's input.
         notes: facts of the run that made the model: section -> fact -> value, plain data.
         precision: "f32" or "int8".
-        rescale: of an int8 model, how its sums become bytes: "float", or "fixed" as in TFLite; see `integer`.
+        rescale: of an int8 model, how its sums become bytes: "float", "full" or "fixed"; see `integer`.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Model:
             preprocessing: None for the network's usual one, `usual_preprocessing`.
             notes: facts of the run, for the model card.
             precision: "f32" or "int8".
-            rescale: "float", or of an int8 model "fixed".
+            rescale: "float", or of an int8 model also "full" or "fixed".
 
         Raises:
             UsageError: another precision or rescale.

@@ -12,11 +12,18 @@ A quantised network has the layers of `arch`, batch norm folded in. `integer.py`
     L.zero          int32   [1]         zero point of the output, 0..255, the lower clamp after a ReLU
     L.high          int32   [1]         upper clamp: what 6 is after a ReLU6, else 255
 
-That is the rescale "float", our own. Models read from TFLite files have the rescale "fixed", TFLite's: their tensors
-are the same but for these, where the classifier too has scale, zero and clamps:
+That is the rescale "float", our own. With the rescale "full" everything between layers is bytes, as other runtimes have
+it: the classifier too has scale, zero and clamps, and a shortcut is added to bytes. These tensors are other:
 
     L.weight        uint8   the layer's weight in the layout of the float file
     L.weight_zero   int32   [1]         zero point of the weights, 0..255
+    L.sum_zero      int32   [1]         zero point of the layer's own output, before a shortcut is added
+    L.sum_multiplier int32  [2]         scale of that output, and of the shortcut, / output scale, in units of
+    L.sum_shift     int32   [1]         2^-shift; a shift of 0 and multipliers of 1 where the three scales are the same
+    L.low           int32   [1]         lower clamp
+
+The rescale "fixed" is that of TFLite's reference kernels, with the tensors of "full" but for these:
+
     L.multiplier    int32   [out]       input scale · weight scale / output scale as `fixed_point` has factors; [1] for
     L.shift         int32   [out]       average pooling: input scale / output scale / pixels, multiplier 0 for the mean
                                         itself, where the scales are the same (AVERAGE_POOL_2D)
@@ -24,9 +31,7 @@ are the same but for these, where the classifier too has scale, zero and clamps:
                                         layers, or 1 as in FULLY_CONNECTED
     L.origin        int32   [1]         of average pooling alone: the byte that is TFLite's 0, 0 or 128, from which
                                         halves of the mean itself are rounded away
-    L.sum_zero      int32   [1]         zero point of the layer's own output, before a shortcut is added
-    L.sum_multiplier, L.sum_shift  int32 [3]  of that output, of the shortcut, and of their sum
-    L.low           int32   [1]         lower clamp
+    L.sum_multiplier, L.sum_shift  int32 [3]  of the layer's own output, of the shortcut, and of their sum
 """
 
 import math
@@ -42,9 +47,10 @@ from .errors import ModelError
 from .fixed_point import ADD_SHIFT
 from .storage.tensors_file import Types
 
-Rescale = Literal["float", "fixed"]
+Rescale = Literal["float", "fixed", "full"]
 PIXELS_ZERO = "pixels.zero"
 EXACT = 1 << 24  # whole numbers below it are float32 numbers
+LARGEST_SUM_MULTIPLIER = 1 << 21  # 510 times it, and half of 2^30, stay below 2^31
 _SUMS = 1 << 31  # what an int32 sum stays below
 _RESCALED = float(1 << 30)  # what a rescaled sum stays below, so that rounding it to an int32 is safe
 _SMALLEST = float(np.finfo(np.float32).tiny)  # no product with a whole number is denormal then
@@ -59,7 +65,7 @@ class Spec(NamedTuple):
 
 def specs(network: Network, rescale: Rescale = "float") -> dict[str, Spec]:
     """Returns shape and type ("int8", "int32", …) of every tensor by name, in the order of the layers."""
-    parts = _fixed_parts if rescale == "fixed" else _float_parts
+    parts = {"float": _float_parts, "fixed": _fixed_parts, "full": _full_parts}[rescale]
     found = {PIXELS_ZERO: Spec((network.channels,), "int32")}
     for layer in network.layers:
         found |= {f"{layer.name}.{part}": spec for part, spec in parts(layer).items()}
@@ -94,6 +100,24 @@ def _fixed_parts(layer: Layer) -> dict[str, Spec]:
     return parts | {"scale": Spec((1,), "float32"), "zero": one, "low": one, "high": one}
 
 
+def _full_parts(layer: Layer) -> dict[str, Spec]:
+    parts = _fixed_parts(layer)
+    for name in ("shift", "roundings", "origin"):
+        parts.pop(name, None)
+    if "multiplier" in parts:
+        parts["multiplier"] = Spec(parts["multiplier"].shape, "float32")
+    if layer.adds is not None:
+        parts |= {"sum_multiplier": Spec((2,), "int32"), "sum_shift": Spec((1,), "int32")}
+    return parts
+
+
+def rescale_of(layer: Layer, tensors: Mapping[str, NDArray[Any]]) -> Rescale:
+    """Returns the rescale that a layer's tensors are of."""
+    if f"{layer.name}.low" not in tensors:
+        return "float"
+    return "fixed" if f"{layer.name}.shift" in tensors else "full"
+
+
 def types(network: Network, rescale: Rescale = "float") -> Types:
     """Returns the type of every tensor by name."""
     return {name: spec.type for name, spec in specs(network, rescale).items()}
@@ -104,7 +128,7 @@ def check_shapes(
 ) -> tuple[str, ...]:
     """Returns the tensors' names if `shapes` are exactly theirs, else raises a `ModelError` that names one."""
     needed = specs(network, rescale)
-    what = f"{network} in int8" + (" with the rescale 'fixed'" if rescale == "fixed" else "")
+    what = f"{network} in int8" + ("" if rescale == "float" else f" with the rescale {rescale!r}")
     for name, (shape, _) in needed.items():
         if name not in shapes:
             raise ModelError(f"tensor {name!r} of shape {shape} is missing for {what}")
@@ -132,9 +156,10 @@ def check(network: Network, tensors: Mapping[str, NDArray[Any]], rescale: Rescal
 def check_values(network: Network, tensors: Mapping[str, NDArray[Any]], rescale: Rescale = "float") -> None:
     """Raises a `ModelError` that names the first tensor of `specs` with a value outside its range."""
     _within(PIXELS_ZERO, tensors, 0, 255)
+    check_layer = {"float": _check_float, "fixed": _check_fixed, "full": _check_full}[rescale]
     before: Layer | None = None
     for layer in network.layers:
-        (_check_fixed if rescale == "fixed" else _check_float)(layer, tensors)
+        check_layer(layer, tensors)
         if layer.kind == "max_pool" and before is not None:
             for name in ("scale", "zero"):
                 _same(f"{layer.name}.{name}", f"{before.name}.{name}", tensors)
@@ -155,15 +180,32 @@ def _check_float(layer: Layer, tensors: Mapping[str, NDArray[Any]]) -> None:
     _check_sums(layer, tensors)
 
 
+def _check_bytes(layer: Layer, tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Checks what the rescales "fixed" and "full" have in common."""
+    part = {name: f"{layer.name}.{name}" for name in ("scale", "zero", "low", "high", "weight_zero", "sum_zero")}
+    _positive(part["scale"], tensors[part["scale"]])
+    for name in ("zero", "low", "weight_zero", "sum_zero"):
+        if part[name] in tensors:
+            _within(part[name], tensors, 0, 255)
+    _within(part["high"], tensors, int(tensors[part["low"]][0]), 255)
+
+
+def _check_full(layer: Layer, tensors: Mapping[str, NDArray[Any]]) -> None:
+    _check_bytes(layer, tensors)
+    if layer.kind != "max_pool":
+        _positive(f"{layer.name}.multiplier", tensors[f"{layer.name}.multiplier"])
+    _check_sums(layer, tensors)
+    if layer.adds is not None:
+        multiplier, shift = f"{layer.name}.sum_multiplier", f"{layer.name}.sum_shift"
+        _within(multiplier, tensors, 0, LARGEST_SUM_MULTIPLIER)
+        _within(shift, tensors, 0, 30)
+
+
 def _check_fixed(layer: Layer, tensors: Mapping[str, NDArray[Any]]) -> None:
     def part(name: str) -> str:
         return f"{layer.name}.{name}"
 
-    _positive(part("scale"), tensors[part("scale")])
-    for name in ("zero", "low", "weight_zero", "sum_zero"):
-        if part(name) in tensors:
-            _within(part(name), tensors, 0, 255)
-    _within(part("high"), tensors, int(tensors[part("low")][0]), 255)
+    _check_bytes(layer, tensors)
     if layer.kind == "average_pool":
         _within(part("origin"), tensors, 0, 128)
     if layer.kind == "dense":
@@ -220,7 +262,7 @@ def _check_sums(layer: Layer, tensors: Mapping[str, NDArray[Any]]) -> None:
         raise ModelError(f"layer {layer.name!r}: channel {int(sums.argmax())}: the sum may reach {int(sums.max()):,} "
                          f"and must stay below {_SUMS:,}")  # fmt: skip
     rescaled = np.asarray(sums * tensors[f"{layer.name}.multiplier"].astype(np.float64), np.float64)
-    if layer.adds is not None:
+    if f"{layer.name}.shortcut" in tensors:
         rescaled = rescaled + 255.0 * float(tensors[f"{layer.name}.shortcut"][0])
     if float(rescaled.max()) >= _RESCALED:
         raise ModelError(f"layer {layer.name!r}: channel {int(rescaled.argmax())}: the rescaled sum may reach "

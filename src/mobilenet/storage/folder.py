@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 from numpy.typing import NDArray
 
@@ -33,7 +33,7 @@ FORMAT, VERSION = "mobilenet model", 1
 
 _KEYS = ("format", "version", "network", "labels", "preprocessing", "sha256", "notes")
 _PRECISION = "precision"  # the key that only the config of an int8 model has
-_RESCALE = "rescale"  # the key that only the config of an int8 model with the rescale "fixed" has
+_RESCALE = "rescale"  # the key that only the config of an int8 model with another rescale than "float" has
 _STAGED = re.compile(r"model\.[0-9a-f]{16}\.safetensors")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")  # as `write_atomic` names them
 _ABANDONED = 3600  # seconds after which nobody writes to a temporary file any more
@@ -55,7 +55,7 @@ class Stored(NamedTuple):
         preprocessing: how a photo becomes the network's input.
         notes: facts of the run that made the model, as plain data: section -> fact -> value.
         precision: "f32" or "int8".
-        rescale: of an int8 model, "float" or "fixed".
+        rescale: of an int8 model.
     """
 
     network: Network
@@ -185,7 +185,7 @@ def _config(stored: Stored, sha256: str) -> bytes:
         "notes": stored.notes,
     }
     content |= {_PRECISION: stored.precision} if stored.precision == "int8" else {}
-    content |= {_RESCALE: stored.rescale} if stored.rescale == "fixed" else {}
+    content |= {_RESCALE: stored.rescale} if stored.rescale != "float" else {}
     try:
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode()
         strict_json.parse(text)
@@ -312,10 +312,11 @@ def _network(config: object) -> Network:
 def _precision(config: Mapping[str, Any]) -> tuple[Precision, Rescale]:
     if config.get(_PRECISION, "int8") != "int8":
         raise ModelError(f"{_PRECISION}: got {short(config[_PRECISION])}, needed 'int8', or no such key for float32")
-    if config.get(_RESCALE, "fixed") != "fixed" or (_RESCALE in config and _PRECISION not in config):
-        raise ModelError(f"{_RESCALE}: got {short(config[_RESCALE])}, needed 'fixed' beside the precision 'int8', or "
+    rescale = config.get(_RESCALE, "float")
+    if _RESCALE in config and (rescale not in ("full", "fixed") or _PRECISION not in config):
+        raise ModelError(f"{_RESCALE}: got {short(rescale)}, needed 'full' or 'fixed' beside the precision 'int8', or "
                          "no such key")  # fmt: skip
-    return "int8" if _PRECISION in config else "f32", "fixed" if _RESCALE in config else "float"
+    return "int8" if _PRECISION in config else "f32", cast(Rescale, rescale)
 
 
 def _kind(name: str, value: object, kind: type[_T]) -> _T:
