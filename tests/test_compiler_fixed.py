@@ -151,7 +151,7 @@ def test_such_models_run_compiled_by_default(
             for each in model.predict(pixels)] == [1]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "what"), [("m.onnx", "onnx"), ("m.tflite", "tflite"), ("m.o", "native")])
+@pytest.mark.parametrize(("name", "what"), [("m.onnx", "onnx"), ("m.tflite", "tflite")])
 def test_exports_of_such_models_are_refused(tmp_path: Path, name: str, what: str) -> None:
     model = random_int8_model(NETWORK, 1, "fixed")
     with pytest.raises(UsageError, match=f"{what}: the model computes as the TFLite file|{what}: the model is int8"):

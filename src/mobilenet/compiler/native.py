@@ -29,7 +29,6 @@ from .loader import Code
 from .lower import Integers, Plan, Step, for_floats, lower
 from .pack import aligned, pack
 from .resample import LEAST, Across, Down, Resampler
-from .stages import compiles
 from .targets import Target, choose
 
 if TYPE_CHECKING:
@@ -101,9 +100,6 @@ class NativeEngine(Runner):
         if (precision == "int8") != (model.precision == "int8"):
             fact = "is not quantised; Model.quantize makes one that is" if precision == "int8" else "is quantised"
             raise UsageError(f"precision: got {precision!r}, but the model {fact}")
-        if not compiles(model.network, precision):
-            raise UsageError(f"precision: got 'int8', but {model.network} in int8 is not compiled; predict and "
-                             "evaluate compute it in numpy")  # fmt: skip
         start = time.perf_counter()
         chosen = choose(target)
         whole = model.precision == "int8"
