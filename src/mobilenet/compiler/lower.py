@@ -240,7 +240,9 @@ class _Lowering:
             return TiledConv(*facts, depth) if tiles else Conv(*facts)
         if layer.kind == "depthwise":
             high, wide = depthwise.tile_shape(self.target, layer.kernel, layer.output.width, min(counts))
-            across = layer.output.width, ending, self._zero(stage)[0], layer.name in self.integers.large
+            rows = layer.input.width, (high - 1) * layer.stride + layer.kernel, layer.output.width, high
+            by_columns = depthwise.by_columns(stored * SIZES[numbers], *rows)
+            across = layer.output.width, ending, self._zero(stage)[0], layer.name in self.integers.large, by_columns
             down = layer.input.height, layer.input.width, ring, stored, layer.kernel, layer.stride, top, left
             found = Depthwise(numbers, *down, *across, high, wide)
             if numbers == "u8" and depthwise_bytes.fits(found, self.target):
