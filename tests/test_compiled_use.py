@@ -197,7 +197,7 @@ def test_a_fresh_process_predicts_in_little_memory_without_llvm(tmp_path: Path) 
         "os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])\n"  # memory grows with threads
         "from mobilenet.cli import main\n"
         f"code = main(['predict', {str(tmp_path / 'model')!r}, {str(tmp_path / 'photo.jpg')!r}, '--format', 'jsonl'])\n"
-        "print(code, *{'torch', 'llvmlite', 'mobilenet.engine', 'mobilenet.training'} & set(sys.modules))\n"
+        "print(code, *{'torch', 'llvmlite', 'PIL', 'mobilenet.engine', 'mobilenet.training'} & set(sys.modules))\n"
         "print(open('/proc/self/status').read())"
     )
     first, second = (fresh(code) for _ in range(2))

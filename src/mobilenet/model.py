@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL.Image import Image
 
 from . import photos
 from .arch import SCALINGS, Network, v1, v2
@@ -23,10 +22,8 @@ from .storage.folder import Precision, Stored
 from .weights import initial
 
 if TYPE_CHECKING:
-    from .compiler.native import NativeEngine
-    from .storage.transfer import Transfer
+    from PIL.Image import Image
 
-if TYPE_CHECKING:
     from .compiler.native import NativeEngine
     from .storage.transfer import Transfer
 
@@ -166,7 +163,7 @@ class Model:
         return notes.text(self.network)
 
     @overload
-    def predict(self, source: Path | str | bytes | Image) -> Prediction: ...
+    def predict(self, source: "Path | str | bytes | Image") -> Prediction: ...
     @overload
     def predict(self, source: list[Any] | tuple[Any, ...]) -> list[Prediction]: ...
     @overload

@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import simplejpeg  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from PIL import Image
 
 from ..common.files import read_regular, shown
 from ..errors import DataError, PhotoError
@@ -27,11 +26,14 @@ from .limits import MAX_BYTES, MAX_DECODED_PIXELS, Header
 from .preprocessing import Preprocessing
 from .resampling import Box
 
-__all__ = ["OVERSAMPLING", "Preprocessing", "Resampler", "decode", "open_bytes", "pixels"]
+if TYPE_CHECKING:  # a JPEG in colour needs no Pillow, which takes 13 ms to load
+    from PIL import Image
 
-Picture = Image.Image | NDArray[np.uint8]
-"""As stored, not yet upright: a PIL image of mode L or RGB, or uint8 [H,W] or [H,W,3]."""
-Source = Path | str | bytes | Image.Image | NDArray[np.uint8]
+    Picture = Image.Image | NDArray[np.uint8]
+    """As stored, not yet upright: a PIL image of mode L or RGB, or uint8 [H,W] or [H,W,3]."""
+    Source = Path | str | bytes | Image.Image | NDArray[np.uint8]
+
+__all__ = ["OVERSAMPLING", "Preprocessing", "Resampler", "decode", "open_bytes", "pixels"]
 
 
 class Resampler(Protocol):
@@ -56,7 +58,6 @@ OVERSAMPLING = 1.5
 The resize that follows then decides what is seen: on 250 photos to 224 pixels the mean difference to a full decode is
 0.006 of 255; on 7 megapixels it is 1.3 (3.6 with an oversampling of 1), for 16 ms instead of 44.
 """
-_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _PLUGINS = {"PNG": "Png", "WebP": "WebP", "GIF": "Gif", "BMP": "Bmp"}
 """Pillow's names of the decoders, each loaded with the first photo that needs it: a JPEG starts 5 ms earlier."""
 _KEPT = 1 << 23
@@ -92,7 +93,7 @@ def decode(data: bytes, name: str, minimum: tuple[int, int] | None = None) -> ND
 
 
 def pixels(
-    source: Source, preprocessing: Preprocessing, name: str | None = None, resampler: Resampler | None = None
+    source: "Source", preprocessing: Preprocessing, name: str | None = None, resampler: Resampler | None = None
 ) -> NDArray[np.uint8]:
     """Returns a photo as a network's input, uint8 [height,width,channels]; the engine scales it with mean and std.
 
@@ -162,10 +163,10 @@ def _suits(resampler: Resampler, header: Header, minimum: tuple[int, int], prepr
 
 
 def _resized(
-    stored: Picture, orientation: int, preprocessing: Preprocessing, resampler: Resampler | None = None
+    stored: "Picture", orientation: int, preprocessing: Preprocessing, resampler: Resampler | None = None
 ) -> NDArray[np.uint8]:
     """Cuts, resizes and turns; turning comes last, where it is cheapest. A resampler gets uint8 [H,W,4]."""
-    columns, rows = stored.size if isinstance(stored, Image.Image) else stored.shape[1::-1]
+    columns, rows = stored.shape[1::-1] if isinstance(stored, np.ndarray) else stored.size
     out = _turned((preprocessing.height, preprocessing.width), orientation)
     height, width = _area(rows, columns, out, preprocessing)
     left, top = (columns - width) / 2, (rows - height) / 2
@@ -173,8 +174,10 @@ def _resized(
     if resampler and isinstance(stored, np.ndarray):
         values = resampler(stored, box, preprocessing.interpolation)
     else:
+        from PIL import Image
+
         image = Image.fromarray(stored) if isinstance(stored, np.ndarray) else stored
-        resized = image.resize((out[1], out[0]), _FILTERS[preprocessing.interpolation], box)
+        resized = image.resize((out[1], out[0]), Image.Resampling[preprocessing.interpolation.upper()], box)
         values = np.asarray(resized.convert("RGB" if preprocessing.channels == 3 else "L"))
     upright = _upright(values.reshape(*out, preprocessing.channels), orientation)
     return np.require(upright, requirements=["C", "W"])
@@ -192,7 +195,7 @@ def _upright(stored: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 # Decoding
 
 
-def _decoded(header: Header, minimum: tuple[int, int] | None, words: bool = False) -> Picture:
+def _decoded(header: Header, minimum: tuple[int, int] | None, words: bool = False) -> "Picture":
     """Returns a photo; with `words`, which only a JPEG can have, as [H,W,4], and valid until this thread's next one."""
     if header.format not in _PLUGINS:
         return _decoded_jpeg(header, minimum, words)
@@ -261,10 +264,12 @@ def _scaled_size(header: Header, minimum: tuple[int, int] | None) -> tuple[int, 
     return header.height, header.width
 
 
-def _flat(image: Image.Image) -> Image.Image:
+def _flat(image: "Image.Image") -> "Image.Image":
     """Returns a PIL image of any mode as L or RGB of 8 bits, transparent pixels on white."""
     if image.mode in ("L", "RGB") and "transparency" not in image.info:
         return image
+    from PIL import Image
+
     if image.mode.startswith("I;16"):
         values = np.asarray(image)
         high = (values >> 8).astype(np.uint8)
@@ -293,7 +298,7 @@ def _checked(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return array[:, :, 0] if array.shape[2:] == (1,) else array
 
 
-def _orientation(image: Image.Image) -> int:
+def _orientation(image: "Image.Image") -> int:
     """Returns EXIF's orientation of a PIL image that its caller opened from a file; 1 where it has none."""
     value = image.getexif().get(0x0112, 1)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
