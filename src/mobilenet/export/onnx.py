@@ -100,10 +100,9 @@ def _quantised(graph: "_Graph", model: Model, image: str) -> str:
 
     Every layer reads what DequantizeLinear gives and writes to QuantizeLinear: runtimes look for just that.
     """
-    parts, border = quantised(model)
+    parts, border, true = quantised(model)
     source = image if border is None else _bordered(graph, model.network.layers[0], image, border)
     outputs: dict[str, str] = {}
-    affine = parts[0].source
     for part in parts:
         layer, name = part.layer, part.layer.name
         values = _layer(graph, layer, [graph.dequantised(source, f"{name}.input", part.source), *_weights(graph, part)])
@@ -117,11 +116,10 @@ def _quantised(graph: "_Graph", model: Model, image: str) -> str:
         if part.clamps:
             limits = ((limit - part.output.zero) * part.output.scale for limit in (part.low, part.high))
             values = graph.clip(values, f"{name}.clamped", *limits)
-        affine = part.output
-        outputs[name] = source = graph.quantised(values, f"{name}.output", affine)
+        outputs[name] = source = graph.quantised(values, f"{name}.output", part.output)
         if layer.kind in ("average_pool", "max_pool"):
             source = graph.add("Flatten", [source], f"{name}.flat", axis=1)
-    return graph.dequantised(source, "output", affine)
+    return graph.dequantised(source, "output", true) if true else source
 
 
 def _weights(graph: "_Graph", part: Part) -> list[str]:
