@@ -75,7 +75,7 @@ class Maker:
         quantisation: Fields = {
             schema.Quantization.SCALE: np.array(scale, np.float32),
             schema.Quantization.ZERO_POINT: np.full(len(scale), zero, np.int64),
-            schema.Quantization.DIMENSION: Scalar("i", axis),
+            schema.Quantization.DIMENSION: Scalar("i", axis if len(scale) > 1 else 0),
         }
         self.graph.tensors[index] = {**self.graph.tensors[index], schema.Tensor.QUANTIZATION: quantisation}
 

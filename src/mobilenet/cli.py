@@ -306,6 +306,8 @@ def _import_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scaling", choices=tuple(SCALINGS), help="of the pixels, where the source does not say it")
     parser.add_argument("--no-top", action="store_true", help="leave the classifier out")
     parser.add_argument("--unpickle", action="store_true", help="read pickles (.pth), in a process of its own")
+    rescale = "bytes of an integer TFLite file: as of the reference kernels (default), or of LiteRT's XNNPACK"
+    parser.add_argument("--rescale", choices=("fixed", "full"), default="fixed", help=rescale)
 
 
 def _import(args: Arguments) -> int:
@@ -318,6 +320,7 @@ def _import(args: Arguments) -> int:
         scaling=args.scaling,
         include_top=not args.no_top,
         unpickle=args.unpickle,
+        rescale=args.rescale,
     )
     model.save(args.output)
     facts = {"model": str(args.output), "from": model.notes["imported"]["from"], "network": str(model.network)}

@@ -226,9 +226,9 @@ class Code:
         """Returns the product of whole numbers."""
         return self.builder.mul(x, y)
 
-    def without_bits(self, x: Value, bits: int) -> Value:
+    def without_bits(self, x: Value, bits: int | Value) -> Value:
         """Returns whole numbers less their lowest bits, rounded down."""
-        return self.builder.ashr(x, self.whole_numbers(bits))
+        return self.builder.ashr(x, self.whole_numbers(bits) if isinstance(bits, int) else bits)
 
     def shuffled(self, x: Value, y: Value, order: Sequence[int]) -> Value:
         """Returns lanes of x and, counted on, of y (of the same length) in an order."""
@@ -507,18 +507,19 @@ class Pointer:
             stored = b.shuffle_vector(b.bitcast(stored, words), ir.Constant(words, ir.Undefined), both)
         b.store(stored, self.value, align=code.lanes)
 
-    def load_four(self, *, natural: bool = False) -> list[Value]:
-        """Returns four vectors of floats from bytes: in the order of `Code.four_order`, or as they lie."""
+    def load_four(self, *, natural: bool = False, whole: bool = False) -> list[Value]:
+        """Returns four vectors of floats, or `whole` numbers, of bytes: in the order of `Code.four_order`, or as they
+        lie."""  # fmt: skip
         code, b, lanes = self.code, self.code.builder, self.code.lanes
         if natural:
-            return [self.shaped(1).at(v * lanes).load() for v in range(4)]
+            return [self.shaped(1).at(v * lanes).load(whole=whole) for v in range(4)]
         bytes_ = ir.VectorType(_I8, 4 * lanes)
         loaded, order = b.load(self.value, align=lanes, typ=bytes_), code.four_order
         found = []
         for v in range(4):
             mask = ir.Constant(ir.VectorType(_I32, lanes), list(order[v * lanes : (v + 1) * lanes]))
-            part = b.shuffle_vector(loaded, ir.Constant(bytes_, ir.Undefined), mask)
-            found.append(code.to_floats(b.zext(part, code._words)))
+            words = b.zext(b.shuffle_vector(loaded, ir.Constant(bytes_, ir.Undefined), mask), code._words)
+            found.append(words if whole else code.to_floats(words))
         return found
 
     def word(self) -> Value:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .ending import finish, rows
+from .ending import adds_whole_numbers, finish, rows
 from .kernel import Floats, Words, in_word, pad
 from .targets import Target
 
@@ -227,6 +227,7 @@ def store(
     """
     names, lanes, wide = rows(ending, shortcut is not None), code.lanes, len(pixels[0])
     places = [(p, v) for p in range(len(pixels)) for v in range(wide)]
+    whole = adds_whole_numbers(ending)
     together = wide % 4 == 0 or (wide < 4 and out.strides[0] == wide * lanes)
 
     def finished(p: int, v: int, added: "Value | None") -> "Value":
@@ -241,9 +242,9 @@ def store(
         if out.numbers == "u8" and len(places) >= 4 and (together or wide - v >= 4):
             four, places = places[:4], places[4:]
             natural = v + 4 > wide // 4 * 4
-            others = added.load_four(natural=natural) if added else [None] * 4
+            others = added.load_four(natural=natural, whole=whole) if added else [None] * 4
             values = [finished(*place_, other) for place_, other in zip(four, others, strict=True)]
             place.store_four(values, natural=natural)
         else:
             places = places[1:]
-            place.store(finished(p, v, added.load() if added else None))
+            place.store(finished(p, v, added.load(whole=whole) if added else None))

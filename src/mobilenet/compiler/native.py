@@ -19,7 +19,7 @@ from ..arch import Layer, Network
 from ..common.checks import choice
 from ..common.progress import counter
 from ..errors import MobileNetError, UsageError
-from ..quantized import EXACT, centred_weight, largest_sums, lower_clamp
+from ..quantized import EXACT, centred_weight, largest_sums, lower_clamp, rescale_of
 from ..runner import Runner
 from ..weights import Folded
 from . import store
@@ -323,7 +323,8 @@ def integers(network: Network, tensors: Mapping[str, NDArray[Any]]) -> Integers:
     for layer in network.layers:
         zeros[layer.name] = zero
         if layer.kind != "max_pool":
-            endings[layer.name] = (_fixed if f"{layer.name}.shift" in tensors else _rescaled)(layer, tensors)
+            fixed = rescale_of(layer, tensors) == "fixed"
+            endings[layer.name] = (_fixed if fixed else _rescaled)(layer, tensors)
             zero = tuple(int(value) for value in tensors.get(f"{layer.name}.zero", [0]))
     large = (x.name for x in network.layers if x.kind == "depthwise" and largest_sums(x, tensors).max() >= EXACT)
     nine = (x.name for x in network.layers if x.weight_shape and _nine_bits(centred_weight(x, tensors)))
@@ -335,9 +336,14 @@ def _nine_bits(weight: NDArray[np.int16]) -> bool:
 
 
 def _rescaled(layer: Layer, tensors: Mapping[str, NDArray[Any]]) -> str:
-    """Returns the ending of a layer with the rescale "float"."""
+    """Returns the ending of a layer with the rescale "float" or "full"."""
+    full = rescale_of(layer, tensors) == "full"
     if layer.kind == "dense":
-        return "logits"
+        return "full+logits" if full else "logits"
+    if layer.adds and full:
+        shift, multipliers = (tensors[f"{layer.name}.sum_{part}"] for part in ("shift", "multiplier"))
+        same = not shift[0] and (multipliers == 1).all()
+        return "summed+limits" if _limits(layer, tensors) else "summed+same" if same else "summed"
     if _limits(layer, tensors):
         return "rescaled+limits"
     return "rescaled+zero" if tensors[f"{layer.name}.zero"][0] else "rescaled"

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arch import Layer
-from ..quantized import centred_weight, lower_clamp
+from ..quantized import centred_weight, lower_clamp, rescale_of
 from . import depthwise, depthwise_bytes, ending, matrix
 from .conv import Conv
 from .dense import Dense
@@ -80,7 +80,7 @@ def _whole_numbers(
     before = plan.network.layers[position - 1].name if position else "pixels"
     zero = tensors[f"{before}.zero"].astype(np.int64)
     outputs = layer.output.channels
-    constants = (_fixed_rows if f"{name}.shift" in tensors else _float_rows)(layer, tensors)
+    constants = (_fixed_rows if rescale_of(layer, tensors) == "fixed" else _float_rows)(layer, tensors)
     names = ending.rows(kernel.ending, getattr(kernel, "adds", False))
     last = [np.broadcast_to(constants[row], (outputs,)) for row in names]
     if isinstance(kernel, Pool):
@@ -100,15 +100,35 @@ def _whole_numbers(
 
 
 def _float_rows(layer: Layer, tensors: Arrays) -> dict[str, NDArray[Any]]:
-    """Returns the rows of the endings of the rescale "float" by their names."""
+    """Returns the rows of the endings of the rescales "float" and "full" by their names."""
+    full = rescale_of(layer, tensors) == "full"
     rows = {"float_multiplier": tensors[f"{layer.name}.multiplier"]}
-    if layer.kind != "dense":
-        rows |= {name: tensors[f"{layer.name}.{name}"] for name in ("zero", "high")}
+    if layer.kind != "dense" or full:
+        rows |= {name: tensors[f"{layer.name}.{name}"] for name in ("zero", "high", "scale")}
         rows["low"] = np.array([lower_clamp(layer, tensors)], np.int32)
-    if layer.adds:
+    if layer.kind == "dense" and full:  # logits are above their zero point
+        rows |= {name: rows[name] - rows["zero"] for name in ("low", "high")}
+    if layer.adds and full:
+        rows |= _sum_rows(layer, tensors)
+    elif layer.adds:
         rows["shortcut"] = tensors[f"{layer.name}.shortcut"]
         rows["shortcut_zero"] = -tensors[f"{layer.adds}.zero"].astype(np.float32)
     return rows
+
+
+def _sum_rows(layer: Layer, tensors: Arrays) -> dict[str, NDArray[Any]]:
+    """Returns the rows with which the rescale "full" adds a shortcut; what is added more takes its zero point off."""
+    zero, right, multipliers = (tensors[f"{layer.name}.sum_{part}"] for part in ("zero", "shift", "multiplier"))
+    own, shortcut, taken = multipliers[:1], multipliers[1:], tensors[f"{layer.adds}.zero"]
+    return {
+        "own_low": -zero,
+        "own_high": 255 - zero,
+        "own_multiplier": own,
+        "shortcut_multiplier": shortcut,
+        "sum_more": ((1 << right) >> 1) - shortcut * taken,
+        "same_more": tensors[f"{layer.name}.zero"] - taken,
+        "sum_right": right,
+    }
 
 
 def _fixed_rows(layer: Layer, tensors: Arrays) -> dict[str, NDArray[Any]]:
@@ -135,11 +155,9 @@ def _fixed_rows(layer: Layer, tensors: Arrays) -> dict[str, NDArray[Any]]:
         rows |= {"own_low": -part("sum_zero"), "own_high": 255 - part("sum_zero")}
         for n, term in enumerate(("own", "shortcut", "sum")):
             rows[f"{term}_multiplier"], rows[f"{term}_right"] = part("sum_multiplier")[[n]], -part("sum_shift")[[n]]
+        rows["shortcut_zero"] = -np.asarray(tensors[f"{layer.adds}.zero"], np.int64)
     whole = {name: row.astype(np.uint32).view(np.int32) for name, row in rows.items()}
-    floats = {"scale": tensors[f"{layer.name}.scale"]}
-    if layer.adds:
-        floats["shortcut_zero"] = -tensors[f"{layer.adds}.zero"].astype(np.float32)
-    return whole | floats
+    return whole | {"scale": tensors[f"{layer.name}.scale"]}
 
 
 def _scaling(kernel: Scale, channels: int, mean: Sequence[float], std: Sequence[float]) -> Words:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from ..common.files import shown
 from ..errors import ModelError, UsageError
 from ..model import PUBLISHED, Model
+from ..quantized import Rescale
 from ..storage.folder import Stored
 from .source import Options
 
@@ -103,6 +104,7 @@ def convert(
     include_top: bool = True,
     unpickle: bool = False,
     allow_nonfinite: bool = False,
+    rescale: Rescale = "fixed",
 ) -> Model:
     """Reads another program's MobileNet, with the same outputs; what it is, is recognised from the file itself.
 
@@ -116,6 +118,8 @@ def convert(
         include_top: False leaves the classifier out.
         unpickle: reads pickles (.pth) too, in a process of its own.
         allow_nonfinite: takes NaN, infinities and negative variances.
+        rescale: of an integer TFLite file: "fixed", to the last bit as TFLite's reference kernels compute, or "full",
+            as LiteRT does by default, with XNNPACK, and faster here too.
 
     Raises:
         ModelError: names the file, the layer that does not fit, both shapes, and the likely cause.
@@ -123,7 +127,8 @@ def convert(
     """
     if isinstance(labels, str | os.PathLike):
         labels = Path(labels)
-    return Model(*read(Path(source), Options(resolution, labels, scaling, include_top, unpickle, allow_nonfinite)))
+    options = Options(resolution, labels, scaling, include_top, unpickle, allow_nonfinite, rescale)
+    return Model(*read(Path(source), options))
 
 
 def read(path: Path, options: Options) -> Stored:
@@ -137,7 +142,11 @@ def read(path: Path, options: Options) -> Stored:
     head = _head(path)
     for source in SOURCES:
         if source.fits(path, head):
-            return _call(source.reader)(path, options)  # type: ignore[no-any-return]
+            stored: Stored = _call(source.reader)(path, options)
+            if options.rescale != "fixed" and stored.precision != "int8":
+                raise UsageError(f"rescale: got {options.rescale!r}, which only an integer TFLite file has; "
+                                 f"{shown(path)} is {stored.precision}")  # fmt: skip
+            return stored
     raise ModelError(
         f"{shown(path)}: is not recognised; known are {', '.join(source.title for source in SOURCES)}, by their content"
     )

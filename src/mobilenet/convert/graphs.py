@@ -16,7 +16,8 @@ def read_tflite(path: Path, options: Options) -> Stored:
     Raises:
         UsageError: a pixel scaling or another resolution is asked for of a network of whole numbers.
     """
-    return _stored(path, "TFLite", tflite.read(path, allow_nonfinite=options.allow_nonfinite), options)
+    model = tflite.read(path, allow_nonfinite=options.allow_nonfinite, rescale=options.rescale)
+    return _stored(path, "TFLite", model, options)
 
 
 def read_frozen_graph(path: Path, options: Options) -> Stored:

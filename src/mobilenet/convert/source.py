@@ -11,10 +11,12 @@ from ..common.checks import choice
 from ..common.files import read_regular, shown
 from ..errors import ModelError
 from ..model import usual_preprocessing
+from ..quantized import Rescale
 from ..storage.folder import Stored
 from ..storage.tensors_file import Tensors
 from ..weights import check_values
 
+RESCALES: tuple[Rescale, ...] = ("fixed", "full")
 _MAX_LABELS = 16 << 20  # bytes of a file of labels
 
 
@@ -29,6 +31,7 @@ class Options:
         include_top: False leaves the classifier out.
         unpickle: reads pickles (.pth), in a process of its own.
         allow_nonfinite: takes NaN, infinities and negative variances.
+        rescale: of an integer TFLite file, "fixed" or "full".
     """
 
     resolution: int | tuple[int, int] | None = None
@@ -37,9 +40,11 @@ class Options:
     include_top: bool = True
     unpickle: bool = False
     allow_nonfinite: bool = False
+    rescale: Rescale = "fixed"
 
     def __post_init__(self) -> None:
         choice("scaling", self.scaling, (None, *SCALINGS))
+        choice("rescale", self.rescale, RESCALES)
 
     def sides(self, default: int | tuple[int, int] = 224) -> tuple[int, int]:
         """Returns (height, width)."""

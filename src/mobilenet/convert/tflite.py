@@ -22,6 +22,7 @@ from ..formats.flatbuffer import MAX_BYTES
 from ..formats.tflite_graph import Graph, Operator
 from ..formats.tflite_schema import Op, Padding, Type
 from ..model import Model, usual_preprocessing
+from ..quantized import Rescale
 from ..weights import check
 from . import tflite_integer, tflite_metadata
 from .recognise import Step, network_of, tensors_of, with_scaling
@@ -41,7 +42,7 @@ _ACTIVATIONS: dict[tflite_schema.Activation, Activation] = {
 }
 
 
-def read(path: Path, *, allow_nonfinite: bool = False) -> Model:
+def read(path: Path, *, allow_nonfinite: bool = False, rescale: Rescale = "fixed") -> Model:
     """Reads a TFLite file of a MobileNet: float32, or of whole numbers between its ends, which gives an int8 model.
 
     Labels and preprocessing come from the file's metadata where it has them. Else the classes have numbers, and pixels
@@ -50,17 +51,18 @@ def read(path: Path, *, allow_nonfinite: bool = False) -> Model:
 
     Args:
         allow_nonfinite: takes weights with NaN and infinities.
+        rescale: of a file of whole numbers: "fixed", TFLite's reference kernels', or "full", LiteRT's usual ones'.
 
     Raises:
         ModelError: names the file and the first operator or layer that is not a MobileNet's.
     """
     try:
-        return model_of(read_regular(path, MAX_BYTES), allow_nonfinite=allow_nonfinite)
+        return model_of(read_regular(path, MAX_BYTES), allow_nonfinite=allow_nonfinite, rescale=rescale)
     except DataError as error:
         raise ModelError(str(error) if str(error).startswith(shown(path)) else f"{shown(path)}: {error}") from None
 
 
-def model_of(data: bytes, *, allow_nonfinite: bool = False) -> Model:
+def model_of(data: bytes, *, allow_nonfinite: bool = False, rescale: Rescale = "fixed") -> Model:
     """Returns the model of a file's bytes; errors as `read`, without the file's name."""
     whole = tflite_graph.read(data)
     graph = core(whole)
@@ -69,7 +71,7 @@ def model_of(data: bytes, *, allow_nonfinite: bool = False) -> Model:
     network = network_of(steps)
     if chain.source.type != Type.FLOAT32:
         given = whole.tensors[whole.inputs[0]].type
-        return _integer_model(chain, network, data, floats=given == Type.FLOAT32)
+        return _integer_model(chain, network, data, rescale, floats=given == Type.FLOAT32)
     tensors = tensors_of(network, steps)
     check(network, tensors, allow_nonfinite=allow_nonfinite)
     labels, preprocessing = tflite_metadata.read(graph.metadata, data, network)
@@ -80,14 +82,14 @@ def model_of(data: bytes, *, allow_nonfinite: bool = False) -> Model:
     return Model(network, tensors, labels, preprocessing or usual_preprocessing(network), {"imported": facts})
 
 
-def _integer_model(chain: "_Chain", network: Network, data: bytes, floats: bool) -> Model:
+def _integer_model(chain: "_Chain", network: Network, data: bytes, rescale: Rescale, *, floats: bool) -> Model:
     graph = chain.graph
-    tensors = tflite_integer.tensors_of(network, graph, chain.places)
-    quantized.check(network, tensors, "fixed")
+    tensors = tflite_integer.tensors_of(network, graph, chain.places, rescale)
+    quantized.check(network, tensors, rescale)
     labels, told = tflite_metadata.read(graph.metadata, data, network)
     preprocessing = tflite_integer.preprocessing_of(network, chain.source, told, floats=floats)
     facts = {"format": f"tflite, {chain.source.type.name.lower()}", "pixel scaling": "none: the bytes are the input"}
-    return Model(network, tensors, labels, preprocessing, {"imported": facts}, "int8", "fixed")
+    return Model(network, tensors, labels, preprocessing, {"imported": facts}, "int8", rescale)
 
 
 class _Chain:

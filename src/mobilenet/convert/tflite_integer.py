@@ -1,9 +1,12 @@
-"""The tensors of an int8 model with the rescale "fixed", from a TFLite file of uint8 or int8 numbers alone.
+"""The tensors of an int8 model with the rescale "fixed" or "full", from a TFLite file of uint8 or int8 numbers alone.
 
 Whole numbers of a file stand for scale · (number - zero point). Those of int8 files become bytes by adding 128 to them
 and to their zero points, weights too. What TFLite computes with is computed here as its kernels do when they prepare
 themselves: the factors of the sums in float64, but of uint8 convolutions and of fully connected layers from a product
 that is rounded to float32; the clamps in float32.
+
+That is the rescale "fixed", of the reference kernels. "full" is what LiteRT computes without being asked for anything,
+with XNNPACK: there factors are products and quotients in float32, those of an addition whole numbers of 21 bits.
 """
 
 from collections.abc import Sequence
@@ -19,7 +22,7 @@ from ..formats.tflite_graph import Graph, Operator, Quantization, Tensor
 from ..formats.tflite_schema import Activation, Op, Type
 from ..model import usual_preprocessing
 from ..photos.preprocessing import Preprocessing
-from ..quantized import PIXELS_ZERO
+from ..quantized import PIXELS_ZERO, Rescale
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -75,8 +78,8 @@ def check_operator(graph: Graph, operator: Operator, kind: Type) -> None:
         _scale(graph, index, kind)
 
 
-def tensors_of(network: Network, graph: Graph, places: Sequence[Place]) -> Arrays:
-    """Returns the int8 model's tensors; `places` are those of the network's layers.
+def tensors_of(network: Network, graph: Graph, places: Sequence[Place], rescale: Rescale = "fixed") -> Arrays:
+    """Returns the int8 model's tensors; `places` are those of the network's layers, `rescale` is "fixed" or "full".
 
     Raises:
         ModelError: names the tensor whose quantisation no kernel of TFLite's has.
@@ -87,11 +90,11 @@ def tensors_of(network: Network, graph: Graph, places: Sequence[Place]) -> Array
         operator = place.operator
         found = _output(graph, place, kind)
         if layer.weight_shape is not None:
-            found |= _weights(graph, layer, operator, kind)
+            found |= _weights(graph, layer, operator, kind, rescale)
         elif layer.kind == "average_pool":
-            found |= _average(graph, layer, operator, kind)
+            found |= _average(graph, layer, operator, kind, rescale)
         if place.addition is not None:
-            found |= _addition(graph, place, kind)
+            found |= _addition(graph, place, kind, rescale)
         tensors |= {f"{layer.name}.{part}": value for part, value in found.items()}
     return tensors
 
@@ -148,7 +151,7 @@ def _whole(value: int) -> NDArray[np.int32]:
     return np.array([value], np.int32)
 
 
-def _weights(graph: Graph, layer: Layer, operator: Operator, kind: Type) -> Arrays:
+def _weights(graph: Graph, layer: Layer, operator: Operator, kind: Type, rescale: Rescale) -> Arrays:
     weight = graph.tensors[operator.inputs[1]]
     source, target = (_scale(graph, index, kind) for index in (operator.inputs[0], operator.outputs[0]))
     channels = layer.output.channels
@@ -161,18 +164,17 @@ def _weights(graph: Graph, layer: Layer, operator: Operator, kind: Type) -> Arra
     if len(operator.inputs) > 2 and operator.inputs[2] >= 0:
         _check_bias(graph.tensors[operator.inputs[2]], products, float(target.scale))
         bias = np.asarray(graph.tensors[operator.inputs[2]].data, np.int32)
-    multiplier, shift = factors(np.broadcast_to(products / float(target.scale), channels))
     numbers = np.asarray(weight.data).astype(np.int16) + (128 if kind == Type.INT8 else 0)
     found: Arrays = {
         "weight": np.ascontiguousarray(_layout(numbers, layer), np.uint8),
         "weight_zero": _whole(zero),
         "bias": bias,
-        "multiplier": multiplier,
-        "shift": shift,
     }
+    if rescale == "full":
+        return found | {"multiplier": np.broadcast_to(source.scale * scales / target.scale, channels).copy()}
     if layer.kind == "dense":
         found["roundings"] = _whole(1 if operator.op == Op.FULLY_CONNECTED else 2)
-    return found
+    return found | factors(np.broadcast_to(products / float(target.scale), channels))._asdict()
 
 
 def _layout(weight: NDArray[Any], layer: Layer) -> NDArray[Any]:
@@ -210,15 +212,21 @@ def _check_bias(bias: Tensor, products: NDArray[np.float64], scale: float) -> No
         raise _error(bias, "has other scales than the products of its input's and its weight's")
 
 
-def _average(graph: Graph, layer: Layer, operator: Operator, kind: Type) -> Arrays:
+def _average(graph: Graph, layer: Layer, operator: Operator, kind: Type, rescale: Rescale) -> Arrays:
+    source, target = (_scale(graph, index, kind) for index in (operator.inputs[0], operator.outputs[0]))
+    pixels = layer.input.height * layer.input.width
+    if rescale == "full":
+        # AVERAGE_POOL_2D rounds halves away from 0, which to bytes is up, to int8 down for most means, those below 0:
+        # so little is the factor changed that nothing but halves is rounded otherwise.
+        halves = 1 + (2.0**-22 if kind == Type.UINT8 else -(2.0**-22))
+        factor = float(source.scale / target.scale) if operator.op == Op.MEAN else halves
+        return {"multiplier": np.array([factor / pixels], np.float32)}
     multiplier, shift = np.zeros(1, np.int32), np.zeros(1, np.int32)
     if operator.op == Op.MEAN:
-        source, target = (_scale(graph, index, kind) for index in (operator.inputs[0], operator.outputs[0]))
         multiplier, shift = factors(float(source.scale) / float(target.scale))
         if not multiplier[0]:
             raise _error(graph.tensors[operator.outputs[0]], f"has scale {target.scale:g}, too large for a mean of "
                          f"{source.scale:g}")  # fmt: skip
-        pixels = layer.input.height * layer.input.width
         # As many bits as the multiplier may gain before it is divided by the number of pixels.
         more = min(pixels.bit_length() - 1, 32, 31 + int(shift[0]))
         multiplier = np.asarray((multiplier.astype(np.int64) << more) // pixels, np.int32)
@@ -226,16 +234,27 @@ def _average(graph: Graph, layer: Layer, operator: Operator, kind: Type) -> Arra
     return {"multiplier": multiplier, "shift": shift, "origin": _whole(0 if kind == Type.UINT8 else 128)}
 
 
-def _addition(graph: Graph, place: Place, kind: Type) -> Arrays:
+def _addition(graph: Graph, place: Place, kind: Type, rescale: Rescale) -> Arrays:
     own, shortcut, target = (
         _scale(graph, index, kind) for index in (place.operator.outputs[0], place.shortcut, place.result)
     )
+    found: Arrays = {"sum_zero": _whole(own.zero)}
+    if rescale == "full":
+        ratios = np.array([own.scale, shortcut.scale], np.float32) / target.scale
+        places = 21 - int(np.frexp(ratios.max())[1])  # the larger has 21 bits then
+        if not 0 <= places <= 30:
+            raise _error(graph.tensors[place.result], f"has scale {target.scale:g}, too far from those of what is "
+                         f"added, {own.scale:g} and {shortcut.scale:g}")  # fmt: skip
+        return found | {
+            "sum_multiplier": np.rint(np.ldexp(ratios, places)).astype(np.int32),
+            "sum_shift": _whole(places),
+        }
     twice = 2 * float(max(own.scale, shortcut.scale))
     real = (float(own.scale) / twice, float(shortcut.scale) / twice, twice / ((1 << ADD_SHIFT) * float(target.scale)))
     if real[2] >= 1:
         raise _error(graph.tensors[place.result], f"has scale {target.scale:g}, too small for a sum of {twice / 2:g}")
     multiplier, shift = factors(real)
-    return {"sum_zero": _whole(own.zero), "sum_multiplier": multiplier, "sum_shift": shift}
+    return found | {"sum_multiplier": multiplier, "sum_shift": shift}
 
 
 def _scale(graph: Graph, index: int, kind: Type) -> _Scale:
