@@ -1,16 +1,16 @@
 """An int8 model in the terms of formats whose tensors have scales and zero points, and how far from it is right.
 
-Our layers have multipliers; other formats have scales, from which runtimes compute multipliers in float32: input scale *
-weight scale / output scale, rounded after each step. What a tensor between layers stands for matters to no result: its
-scale is divided by in one layer and multiplied with in the next. So those scales are powers of two, near the true ones,
-and the weights' scales are the multipliers times a power of two: in whatever order they are computed, nothing is
+Our layers have multipliers; other formats have scales, from which runtimes compute multipliers in float32: input scale
+* weight scale / output scale, rounded after each step. What a tensor between layers stands for matters to no result:
+its scale is divided by in one layer and multiplied with in the next. So those scales are powers of two, near the true
+ones, and the weights' scales are the multipliers times a power of two: in whatever order they are computed, nothing is
 rounded, and the runtime's multipliers are the model's. Where that holds (`Quantised.exact`), ONNX Runtime and XNNPACK
 give the model's outputs bit for bit.
 
 It can't hold with the rescale "float" where there are shortcuts: they are added to sums that have not been rounded, and
 formats round those to a tensor of its own first, whose range is taken so wide that nothing is clipped that would not be
-clipped after the addition. Nor is it sure where something else says what a scale is: a ReLU6 whose clamp is below 255, a
-last output whose scale is told, a pooling whose multiplier is no short fraction. There the nearest scales are taken.
+clipped after the addition. Nor is it sure where something else says what a scale is: a ReLU6 whose clamp is below 255,
+a last output whose scale is told, a pooling whose multiplier is no short fraction. There the nearest scales are taken.
 
 The pixels have a zero point a channel, which is also what they are padded with; formats have one.
 """
@@ -81,8 +81,14 @@ class Part:
 
 
 class Quantised(NamedTuple):
-    """Is a whole model: its layers; what a channel of the pixels is padded with ahead of the first, None if that is
-    the zero point of all, with which the first layer pads; and what the last output truly stands for, if it is uint8."""
+    """Is a whole model.
+
+    Attributes:
+        parts: its layers.
+        border: what a channel of the pixels is padded with ahead of the first layer; None if that is the zero point of
+            all, with which the layer pads.
+        true: what the last output truly stands for, if it is uint8.
+    """
 
     parts: tuple[Part, ...]
     border: NDArray[np.uint8] | None
@@ -147,6 +153,8 @@ def _scales(network: Network, tensors: Mapping[str, Array], told: bool) -> dict[
             scale = near(reader) * _pooled(reader, tensors)
         else:
             scale = near(reader if reader and reader.kind == "max_pool" else layer)
+        if layer.activation == "relu6" and high == 255 and not (told and reader in (None, network.layers[-1])):
+            scale /= 2.0 ** max(math.ceil(math.log2(scale * 255 / 6)), 0)  # a ReLU6 that is told leaves 255 as it is
         found[layer.name] = source = float(np.float32(scale))
     return found
 
@@ -166,7 +174,9 @@ def _pooled(layer: Layer, tensors: Mapping[str, Array]) -> float:
     return short if np.float32(short / pixels) == multiplier else ratio
 
 
-def _part(layer: Layer, tensors: Mapping[str, Array], source: Affine, added: Affine | None, scale: float | None) -> Part:
+def _part(
+    layer: Layer, tensors: Mapping[str, Array], source: Affine, added: Affine | None, scale: float | None
+) -> Part:
     def own(name: str, default: Any) -> Array:
         return np.asarray(tensors.get(f"{layer.name}.{name}", default))
 
@@ -238,7 +248,9 @@ def _without_still(
     They come from channels without weights, and have scales so small that XNNPACK takes none of the layer for them.
     """
     still = largest_sums(layer, tensors) * multiplier < 0.5
-    return np.where(still, np.int8(0), weight), np.where(still, np.int32(0), bias), np.where(still, np.float32(1), multiplier)
+    values = ((weight, np.int8(0)), (bias, np.int32(0)), (multiplier, np.float32(1)))
+    weight, bias, multiplier = (np.where(still, instead, value) for value, instead in values)
+    return weight, bias, multiplier
 
 
 def _bordered(part: Part, zeros: NDArray[np.int32]) -> Part:

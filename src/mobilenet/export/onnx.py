@@ -59,6 +59,11 @@ def onnx(model: Model, *, pixels: bool = False, softmax: bool = False) -> bytes:
     return encode(_model(model, graph, given, _described(name, _FLOAT, ["N", *_output(network)])))
 
 
+def exact(model: Model) -> bool:
+    """Returns whether ONNX Runtime's outputs for the file are an int8 model's to the last bit."""
+    return model.precision == "int8" and quantised(model).exact
+
+
 def _output(network: Network) -> Sequence[int]:
     height, width, channels = network.output
     return (channels,) if network.include_top or network.pooling else (channels, height, width)

@@ -20,10 +20,10 @@ from ..formats import tflite_schema as schema
 from ..formats.flatbuffer import Fields, Scalar, Value, encode
 from ..formats.tflite_schema import Activation, Op, Options, Padding, Type
 from ..model import Model
+from ..quantized import EXACT
 from ..storage.tensors_file import Tensors
 from ..weights import fold
 from . import tflite_metadata as metadata
-from ..quantized import EXACT
 from .int8 import NO_PADS, Affine, Part, quantised
 
 _ACTIVATIONS = {"linear": Activation.LINEAR, "relu": Activation.RELU, "relu6": Activation.RELU6}
@@ -37,7 +37,6 @@ _INT8_VERSIONS = {
     Op.CONV_2D: 3,
     Op.DEPTHWISE_CONV_2D: 3,
     Op.DEQUANTIZE: 2,
-    Op.FULLY_CONNECTED: 5,
     Op.MEAN: 2,
     Op.PAD: 2,
     Op.QUANTIZE: 2,
@@ -53,7 +52,8 @@ def tflite(model: Model, *, softmax: bool = False) -> bytes:
     """
     network = model.network
     if model.precision == "int8":
-        graph = _Graph(_INT8_VERSIONS)
+        # 12 is the one with a scale a channel.
+        graph = _Graph(_INT8_VERSIONS | ({Op.FULLY_CONNECTED: 12} if model.rescale == "full" else {}))
         source = target = _quantised(graph, model)
     else:
         graph = _Graph({})
@@ -106,7 +106,9 @@ def _quantised(graph: "_Graph", model: Model) -> int:
 
 def exact(model: Model) -> bool:
     """Returns whether XNNPACK's outputs for the file are an int8 model's to the last bit."""
-    parts, _, _ = quantised(model, told=True)
+    if model.precision != "int8":
+        return False
+    parts = quantised(model, told=True).parts
     return all(part.exact and (part.output is not None or _largest(part) < EXACT) for part in parts)
 
 
@@ -151,10 +153,11 @@ def _constants(graph: "_Graph", part: Part) -> list[int]:
 
 
 def _clamps(part: Part) -> Activation:
-    """Returns the activation whose clamps are the layer's: what the type clamps needs none."""
-    if not part.clamps:
+    """Returns the layer's activation, or that of two whose clamps are the layer's: RELU has no upper one."""
+    if part.layer.activation == "linear" or part.output is None:
         return Activation.LINEAR
-    return Activation.RELU6 if part.high < 255 else Activation.RELU
+    six = part.output.zero + round(6 / part.output.scale)
+    return Activation.RELU6 if part.layer.activation == "relu6" and six >= part.high else Activation.RELU
 
 
 def _bordered(graph: "_Graph", stem: Layer, image: int, border: NDArray[np.uint8]) -> int:

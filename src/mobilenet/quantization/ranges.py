@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arch import Layer
-from . import short
 
 Method = Literal["minmax", "percentile", "mse"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -78,6 +77,6 @@ def _range(low: float, high: float) -> Range:
     width = high - low
     if width < 1e-6:  # a layer that gives zeros alone
         return Range(np.float32(1 / 255), 0)
-    scale = short.scale(width / 255)
+    scale = np.float32(width / 255)
     # Even, so that halves are rounded to the same number before and after it is added.
     return Range(scale, 2 * int(np.clip(np.rint(-low / float(scale) / 2), 0, 127)))

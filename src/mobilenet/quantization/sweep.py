@@ -42,8 +42,8 @@ class Choices:
         equalise: scale channels to similar ranges first. Off: see `equalise`.
         correct_bias: move biases by the mean error of their channel.
         compensate: round weights so that their errors cancel.
-        rescale: "float" or "full"; see `integer`. With "full" all tensors that shortcuts connect have one range, so that
-            adding them is exact.
+        rescale: "float" or "full"; see `integer`. With "full" all tensors that shortcuts connect have one range, so
+            that adding them is exact.
     """
 
     method: Method = "mse"
@@ -89,6 +89,11 @@ class Sweep:
         self.moved: dict[str, Array] = {}
         self._zero, self._range = zeros, Range(np.float32(1), 0)  # of the present layer's input
         x, x8 = floats.scaled(pixels, preprocessing), pixels
+        last = network.layers[-1]
+        self._told = (
+            last.name,
+            network.layers[-2].name if last.kind == "max_pool" else None,
+        )  # whose scale readers see
         self._shared = _shared_ranges(network, folded, x, choices.method) if choices.rescale == "full" else {}
         needed = {layer.adds for layer in network.layers}
         added: dict[str, tuple[Floats, Array, Range]] = {}
@@ -129,13 +134,18 @@ class Sweep:
         if layer.kind == "max_pool":
             return self._range
         if layer.kind == "dense":
-            return of_logits(y) if self.choices.rescale == "full" else None
-        out = self._shared.get(layer.name) or choose(layer, y, self.choices.method)
+            if self.choices.rescale == "float":
+                return None
+            out = of_logits(y)
+        else:
+            out = self._shared.get(layer.name) or choose(layer, y, self.choices.method)
         if layer.kind == "average_pool":
             pixels = layer.input.height * layer.input.width
             ratio = short.pooling_ratio(float(self._range.scale / out.scale), pixels)
             self._add(layer, {"multiplier": np.array([ratio / pixels], np.float32)})
             out = out._replace(scale=np.float32(self._range.scale / ratio))
+        if layer.name in self._told:
+            out = out._replace(scale=short.scale(float(out.scale)))
         return out
 
     def _weigh(self, layer: Layer, mean: Array, x8: Array, out: Range | None) -> None:
@@ -186,6 +196,7 @@ def _shared_ranges(network: Network, folded: Tensors, x: Floats, method: Method)
             outputs[layer.name] = y
     layers = {layer.name: layer for layer in network.layers}
     found = {name: choose(layers[name], np.concatenate(parts), method) for name, parts in values.items()}
+    found = {name: Range(short.scale(float(scale)), zero) for name, (scale, zero) in found.items()}
     return {name: found[start] for name, start in first.items()}
 
 
