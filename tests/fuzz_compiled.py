@@ -1,8 +1,8 @@
 """Compiled networks at random, until the time is up: `python tests/fuzz_compiled.py SECONDS SEED`.
 
-Networks, instruction sets, numbers, threads, strips, batches and types of pixels are drawn; memory lies between pages
-that can't be touched. Float networks are compared with the reference, int8 ones bit by bit, and every network with
-itself: images one by one, over threads, with the batch, whose images get a thread each.
+Networks, instruction sets, numbers, rescales, threads, strips, batches and types of pixels are drawn; memory lies
+between pages that can't be touched. Float networks are compared with the reference, int8 ones bit by bit, and every
+network with itself: images one by one, over threads, with the batch, whose images get a thread each.
 """
 
 import os
@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from typing import get_args
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from mobilenet.compiler import native, pack, schedule, store
 from mobilenet.compiler.native import NativeEngine
 from mobilenet.compiler.targets import runnable
 from mobilenet.cost import cost
+from mobilenet.quantized import Rescale
 from test_compiler_networks import trained
 
 WEIGHTS = 4
@@ -35,9 +37,10 @@ def check(network: Network, seed: int) -> str:
     precisions = ("int8", "int8", "f32", "bf16") if network.separable or network.family == "v1" else ("f32", "bf16")
     precision, cache = pick.choice(precisions), pick.choice((1 << 19, 1 << 16, 1 << 13))
     schedule.CACHE = cache
-    where = f"seed {seed}: {network} {precision} {target.name} threads {threads} fuse {fuse} cache {cache}"
-    for draw in range(WEIGHTS):
-        model = random_int8_model(network, draw, ranges=seed) if precision == "int8" else trained(network, draw)
+    rescale = pick.choice(get_args(Rescale)) if precision == "int8" else ""
+    where = f"seed {seed}: {network} {precision} {rescale} {target.name} threads {threads} fuse {fuse} cache {cache}"
+    for draw in range(1 if rescale == "fixed" else WEIGHTS):  # of which code depends on the weights' factors
+        model = random_int8_model(network, draw, rescale, seed) if rescale else trained(network, draw)
         pixels = np.random.default_rng(draw).integers(0, 256, (pick.randint(2, 4), *network.input))
         pixels = guarded_copy(pixels.astype(pick.choice((np.uint8, np.float32))))
         engine = NativeEngine(model, threads, precision=precision, target=target.name, fuse=fuse)
@@ -52,7 +55,7 @@ def check(network: Network, seed: int) -> str:
         allowed = reference.tolerance(network, model.tensors, pixels, EPSILON, storage=storage)
         allowed += max(EPSILON, storage) * np.abs(expected)
         assert (np.abs(found - expected) <= allowed).all(), f"logits differ: {where}"
-    return f"{precision} {target.name}"
+    return f"{precision} {rescale} {target.name}"
 
 
 def main(seconds: float, seed: int) -> None:
@@ -70,7 +73,7 @@ def main(seconds: float, seed: int) -> None:
             if time.monotonic() > end:
                 break
     print(
-        f"{sum(counts.values())} networks, {WEIGHTS} weights each",
+        f"{sum(counts.values())} networks, {WEIGHTS} weights each (fixed: 1)",
         *sorted(f"{count} {name}" for name, count in counts.items()),
         sep="\n",
     )

@@ -155,6 +155,8 @@ def _add_bytes(name: str, tensors: Tensors, choose: np.random.Generator) -> None
     tensors |= {f"{name}.sum_multiplier": multipliers, f"{name}.sum_shift": _one_number(shift)}
     tensors[f"{name}.sum_zero"] = np.clip(tensors[f"{name}.zero"] + choose.integers(-20, 20), 0, 255).astype(np.int32)
     tensors[f"{name}.multiplier"] /= np.float32(own)
+    if choose.integers(4) == 0:  # as no converter has it
+        tensors |= {f"{name}.low": _one_number(40), f"{name}.high": _one_number(200)}
 
 
 def _one_number(value: int) -> NDArray[np.int32]:

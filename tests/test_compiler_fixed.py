@@ -12,33 +12,28 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import mobilenet
-from compiler_tools import UNICORN, guarded_copy, guarded_floats, tape
+from compiler_tools import UNICORN, guarded_copy, guarded_floats
 from int8_makers import random_bytes, random_int8_model
-from members import DEEP
 from mobilenet import cli, fixed_point, integer, photos
-from mobilenet.arch import v1, v2
+from mobilenet.arch import v1
 from mobilenet.compiler import native, pack, store
 from mobilenet.compiler.build import build
 from mobilenet.compiler.driver import DRIVE
 from mobilenet.compiler.emulator import Emulator
-from mobilenet.compiler.ending import ROWS
 from mobilenet.compiler.kernel import Kernel
 from mobilenet.compiler.loader import Code as Loaded
-from mobilenet.compiler.lower import lower
 from mobilenet.compiler.native import NativeEngine
 from mobilenet.compiler.targets import TARGETS, Target, runnable
 from mobilenet.convert.tflite import read
-from mobilenet.engine import Engine
 from mobilenet.errors import UsageError
 from mobilenet.export import export
-from mobilenet.model import Model
 from mobilenet.runner import runner
-from test_compiler_int8 import members
 
 if TYPE_CHECKING:
     from mobilenet.compiler.ir import Code
 
 DATA = os.environ.get("MOBILENET_DATA")
+NETWORK = v1(0.1, 32, 5)
 TESTED = (*runnable(), *([TARGETS["neon"], TARGETS["neondot"]] if UNICORN else ()))
 
 
@@ -131,86 +126,11 @@ def test_vectors_are_rescaled_as_numbers_are(target: Target) -> None:
     np.testing.assert_array_equal(up, np.maximum(expected[where], 0))
 
 
-# ---------------------------------------------------------------------------------------------------------- networks
-
-MEMBERS = [v2(0.14, (35, 33), 21), v1(0.1, 32, 5), *(members(1000)[3:] if DEEP else ())]
-
-
-def check(model: Model, images: int, target: Target, seed: int, *, threads: int = 1, fuse: bool = True) -> None:
-    """Compares a compiled model with `integer`, on this machine or an emulated one."""
-    pixels = random_bytes(model.network, images, seed)
-    expected = integer.forward(model.network, model.tensors, pixels)
-    if target in runnable():
-        found = NativeEngine(model, threads, target=target.name, fuse=fuse)(pixels)
-    else:
-        facts = native.integers(model.network, model.tensors)
-        plan = lower(model.network, target, precision="int8", integers=facts, fuse=fuse, threads=threads)
-        weights = pack.pack(plan, model.tensors, model.preprocessing.mean, model.preprocessing.std)
-        emulated, found = tape(plan, *build(plan.kernels, target), weights), np.empty_like(expected)
-        for image, out in zip(pixels, found, strict=True):
-            emulated.play(image, out)
-        if plan.numbers == "u8":  # the engine makes floats of them
-            scale, zero = native.last_scale(model)
-            found = (found - np.float32(zero)) * np.float32(scale)
-    np.testing.assert_array_equal(found, expected)
-
-
-@pytest.mark.parametrize("number", range(len(MEMBERS)))
-def test_random_members_give_the_references_bits(target: Target, number: int) -> None:
-    if number == 1 and target not in (TESTED[0], TESTED[-1]) and not DEEP:
-        pytest.skip("the first member has every ending that this one has")
-    model = random_int8_model(MEMBERS[number], number, "fixed")
-    check(model, 1 + number % 3, target, number, threads=1 + number % 2, fuse=number % 2 == 0)
-
-
-def test_random_members_have_every_ending_and_reach_every_limit() -> None:
-    endings: set[str] = set()
-    nine: set[bool] = set()
-    for number, network in enumerate(MEMBERS[:2]):
-        tensors = random_int8_model(network, number, "fixed").tensors
-        facts = native.integers(network, tensors)
-        endings |= set(facts.endings.values())
-        nine |= {layer.name in facts.nine for layer in network.layers if layer.weight_shape}
-        found = integer.outputs(network, tensors, random_bytes(network, 1 + number, number))
-        limits = [(found[layer.name] == tensors[f"{layer.name}.{part}"]).any()
-                  for layer in network.layers for part in ("low", "high") if layer.weight_shape]  # fmt: skip
-        assert sum(limits) > 0.8 * len(limits)
-        assert len(np.unique(found["classifier"])) > 2  # nothing is told by logits that are all clamped
-        shifts = np.concatenate([tensors[name] for name in tensors if name.endswith(".shift")])
-        assert (shifts.min(), shifts.max() > 0) == (-31, True)
-    assert nine == {True, False}
-    assert endings == {ending for ending in ROWS if ending.startswith("fixed")}
-
-
-def test_bits_are_the_same_however_they_are_computed() -> None:
-    model = random_int8_model(MEMBERS[0], 0, "fixed")
-    pixels = random_bytes(model.network, 4, 5)
-    expected = integer.forward(model.network, model.tensors, pixels)
-    for threads in (1, 2, 3):
-        engine = NativeEngine(model, threads)
-        np.testing.assert_array_equal(engine(pixels), expected)
-        np.testing.assert_array_equal(engine(pixels[:1]), expected[:1])
-        np.testing.assert_array_equal(engine(pixels.astype(np.float32) + np.float32(0.25)), expected)
-
-
-@pytest.mark.parametrize("pooling", [None, "avg", "max"])
-def test_feature_maps_come_back_as_floats(pooling: str | None) -> None:
-    network = v1(0.1, 32, 5, include_top=False, pooling=pooling)
-    check(random_int8_model(network, 1, "fixed"), 2, TESTED[0], 2)
-
-
-def test_the_twin_of_v2_is_not_compiled() -> None:
-    model = random_int8_model(v2(0.05, 32, 3, separable=False), 1, "fixed")
-    with pytest.raises(UsageError, match=r"precision: got 'int8', but MobileNetV2 .* in int8 is not compiled"):
-        model.compile()
-    assert isinstance(runner(model), Engine)
-
-
 # --------------------------------------------------------------------------------------------------------------- use
 
 
 def test_such_models_run_compiled_by_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = random_int8_model(MEMBERS[1], 1, "fixed", labels=[*"abcde"])
+    model = random_int8_model(NETWORK, 1, "fixed", labels=[*"abcde"])
     assert isinstance(runner(model), NativeEngine)
     pixels = random_bytes(model.network, 1)
     expected = integer.forward(model.network, model.tensors, pixels)
@@ -229,7 +149,7 @@ def test_such_models_run_compiled_by_default(tmp_path: Path, capsys: pytest.Capt
 
 @pytest.mark.parametrize(("name", "what"), [("m.onnx", "onnx"), ("m.tflite", "tflite"), ("m.o", "native")])
 def test_exports_of_such_models_are_refused(tmp_path: Path, name: str, what: str) -> None:
-    model = random_int8_model(MEMBERS[1], 1, "fixed")
+    model = random_int8_model(NETWORK, 1, "fixed")
     with pytest.raises(UsageError, match=f"{what}: the model computes as the TFLite file|{what}: the model is int8"):
         export(model, tmp_path / name)
     assert not (tmp_path / name).exists()

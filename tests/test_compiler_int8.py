@@ -1,8 +1,9 @@
-"""Quantised networks as machine code: bit by bit what the integer reference says, on every instruction set."""
+"""Quantised networks as machine code: bit by bit what `integer` says, with every rescale on every instruction set."""
 
 import re
 from functools import cache
 from itertools import islice
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,12 +12,13 @@ from compiler_tools import EMULATED, guarded_copy, guarded_floats, tape
 from int8_makers import random_bytes, random_int8, random_int8_model
 from members import DEEP, endless_members
 from mobilenet import integer
-from mobilenet.arch import SCALINGS, Network, v1, v2
+from mobilenet.arch import SCALINGS, Network, Pooling, v1, v2
 from mobilenet.compiler import native, pack, store
 from mobilenet.compiler.build import assembly, build
 from mobilenet.compiler.conv import Conv
 from mobilenet.compiler.dense import Dense
 from mobilenet.compiler.depthwise_bytes import DepthwiseBytes
+from mobilenet.compiler.ending import ROWS
 from mobilenet.compiler.lower import lower
 from mobilenet.compiler.native import NativeEngine
 from mobilenet.compiler.pointwise import Pointwise
@@ -24,8 +26,11 @@ from mobilenet.compiler.pool import Pool
 from mobilenet.compiler.scale import Scale
 from mobilenet.compiler.targets import TARGETS, Target, runnable
 from mobilenet.cost import cost
+from mobilenet.engine import Engine
 from mobilenet.errors import UsageError
 from mobilenet.model import Model, create
+from mobilenet.quantized import Rescale
+from mobilenet.runner import runner
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +40,11 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
         monkeypatch.setattr(module, "aligned", guarded_floats)
 
 
-@pytest.fixture(params=runnable(), ids=lambda target: target.name)
+RESCALES = get_args(Rescale)
+TESTED = (*runnable(), *EMULATED)
+
+
+@pytest.fixture(params=TESTED, ids=lambda target: target.name)
 def target(request: pytest.FixtureRequest) -> Target:
     return request.param
 
@@ -56,46 +65,73 @@ def members(count: int) -> list[Network]:
 # Networks of each instruction set, and weights of each network: those need no new code, whose making takes the time.
 NETWORKS, WEIGHTS = (12, 12) if DEEP else (2, 2)
 MEMBERS = members(NETWORKS * len(TARGETS))
+WITH_ALL_BYTES = [v2(0.14, (35, 33), 21), v1(0.1, 32, 5), *(members(1000)[3:] if DEEP else ())]
+CASES: list[tuple[Rescale, int]] = [("float", number) for number in range(NETWORKS)]
+CASES += [(rescale, number) for rescale in ("fixed", "full") for number in range(len(WITH_ALL_BYTES))]
 built = cache(build)
 
 
-def drawn(target: Target, number: int, draw: int) -> Model:
-    """Returns a quantised network of a target's own."""
+def drawn(rescale: Rescale, target: Target, number: int, draw: int) -> Model:
+    """Returns a quantised network, with the rescale "float" a target's own."""
+    if rescale != "float":
+        return random_int8_model(WITH_ALL_BYTES[number], number + (rescale == "full"), rescale)
     place = number * len(TARGETS) + list(TARGETS).index(target.name)
     return random_int8_model(MEMBERS[place], 100 * place + draw, ranges=place)
 
 
-def check(model: Model, images: int, target: Target, seed: int, **options: bool) -> None:
-    kind = np.float32 if seed % 2 else np.uint8
-    pixels = guarded_copy(random_bytes(model.network, images, seed).astype(kind))
-    found = NativeEngine(model, 1, target=target.name, **options)(pixels)
-    np.testing.assert_array_equal(found, integer.forward(model.network, model.tensors, pixels))
-
-
-@pytest.mark.parametrize("number", range(NETWORKS))
-def test_random_members_give_the_references_bits(target: Target, number: int) -> None:
-    for draw in range(WEIGHTS):
-        check(drawn(target, number, draw), draw % 3 + 1, target, draw, fuse=number % 2 == 0)
-
-
-@pytest.mark.parametrize("emulated", EMULATED, ids=lambda target: target.name)
-@pytest.mark.parametrize("number", range(NETWORKS))
-def test_random_members_give_the_references_bits_emulated(emulated: Target, number: int) -> None:
-    for draw in range(WEIGHTS):
-        model = drawn(emulated, number, draw)
+def check(model: Model, images: int, target: Target, seed: int, *, threads: int = 1, fuse: bool = True) -> None:
+    """Compares a compiled model with `integer`, on this machine or an emulated one."""
+    pixels = random_bytes(model.network, images, seed)
+    expected = integer.forward(model.network, model.tensors, pixels)
+    if target in runnable():
+        given = guarded_copy(pixels.astype(np.float32 if seed % 2 else np.uint8))
+        found = NativeEngine(model, threads, target=target.name, fuse=fuse)(given)
+    else:
         facts = native.integers(model.network, model.tensors)
-        plan = lower(model.network, emulated, precision="int8", integers=facts, fuse=number % 2 == 0)
+        plan = lower(model.network, target, precision="int8", integers=facts, fuse=fuse, threads=threads)
         weights = pack.pack(plan, model.tensors, model.preprocessing.mean, model.preprocessing.std)
-        played = tape(plan, *built(plan.kernels, emulated), weights, native.last_scale(model))
-        pixels = random_bytes(model.network, 1, draw)
-        expected = integer.forward(model.network, model.tensors, pixels)
-        found = np.empty_like(expected)
-        played.play(pixels[0], found[0])
-        np.testing.assert_array_equal(found, expected)
+        emulated, found = tape(plan, *built(plan.kernels, target), weights, native.last_scale(model)), expected + 1
+        for image, out in zip(pixels, found, strict=True):
+            emulated.play(image, out)
+    np.testing.assert_array_equal(found, expected)
 
 
-def test_bits_are_the_same_however_they_are_computed() -> None:
-    model = random_int8_model(v2(0.35, (67, 45), classes=7), 5)
+@pytest.mark.parametrize(("rescale", "number"), CASES)
+def test_random_members_give_the_references_bits(target: Target, rescale: Rescale, number: int) -> None:
+    if rescale != "float" and number == 1 and target not in (TESTED[0], TESTED[-1]) and not DEEP:
+        pytest.skip("the first member has every ending that this one has")
+    for draw in range(WEIGHTS if rescale == "float" else 1):
+        model = drawn(rescale, target, number, draw)
+        images = 1 + (draw + number) % 3 if target in runnable() else 1
+        check(model, images, target, draw, threads=1 + (rescale != "float" and number % 2), fuse=number % 2 == 0)
+
+
+@pytest.mark.parametrize("rescale", ["fixed", "full"])
+def test_random_members_have_every_ending_and_reach_every_limit(rescale: Rescale) -> None:
+    endings: set[str] = set()
+    nine: set[bool] = set()
+    for number in range(2):
+        model = drawn(rescale, TESTED[0], number, 0)
+        network, tensors = model.network, model.tensors
+        facts = native.integers(network, tensors)
+        endings |= set(facts.endings.values())
+        nine |= {layer.name in facts.nine for layer in network.layers if layer.weight_shape}
+        found = integer.outputs(network, tensors, random_bytes(network, 1 + number, number))
+        limits = [(found[layer.name] == tensors[f"{layer.name}.{part}"]).any()
+                  for layer in network.layers for part in ("low", "high") if layer.weight_shape]  # fmt: skip
+        assert sum(limits) > 0.8 * len(limits)
+        assert len(np.unique(found["classifier"])) > 2  # nothing is told by logits that are all clamped
+        if rescale == "fixed":
+            shifts = np.concatenate([tensors[name] for name in tensors if name.endswith(".shift")])
+            assert (shifts.min(), shifts.max() > 0) == (-31, True)
+    assert nine == {True, False}
+    fixed = {ending for ending in ROWS if ending.startswith("fixed")}
+    assert endings == (fixed if rescale == "fixed" else set(ROWS) - fixed - {"logits"})
+
+
+@pytest.mark.parametrize("rescale", RESCALES)
+def test_bits_are_the_same_however_they_are_computed(rescale: Rescale) -> None:
+    model = random_int8_model(v2(0.35, (67, 45), classes=7), 5, rescale)
     pixels = random_bytes(model.network, 5, 5)
     expected = integer.forward(model.network, model.tensors, pixels)
     for threads in (1, 2, 3):
@@ -142,10 +178,19 @@ def test_bytes_are_multiplied_four_at_a_time(name: str, word: str) -> None:
         assert re.search(rf"\b{word}\b", assembly(kernel, target))
 
 
-def test_feature_maps_come_back_as_floats() -> None:
-    for pooling in (None, "avg", "max"):
-        model = random_int8_model(v2(0.35, 64, include_top=False, pooling=pooling), 2)
-        check(model, 2, runnable()[0], 2)
+@pytest.mark.parametrize("rescale", RESCALES)
+@pytest.mark.parametrize("pooling", [None, "avg", "max"])
+def test_feature_maps_come_back_as_floats(pooling: Pooling | None, rescale: Rescale) -> None:
+    network = v1(0.1, 32, 5, include_top=False, pooling=pooling)
+    check(random_int8_model(network, 1, rescale), 2, TESTED[0], 2)
+
+
+@pytest.mark.parametrize("rescale", RESCALES)
+def test_the_twin_of_v2_is_not_compiled(rescale: Rescale) -> None:
+    model = random_int8_model(v2(0.05, 32, 3, separable=False), 1, rescale)
+    with pytest.raises(UsageError, match=r"precision: got 'int8', but MobileNetV2 .* in int8 is not compiled"):
+        model.compile()
+    assert isinstance(runner(model), Engine)
 
 
 def test_a_precision_the_model_does_not_have_is_refused() -> None:
