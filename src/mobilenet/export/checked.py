@@ -84,7 +84,7 @@ def _write(
     checked, difference = f"not checked: it was not run in {runtime[0]}", None
     if run is not None:
         _need(path, *runtime)
-        difference, allowed = _compare(model, run, probabilities, exact, f"{shown(path)}: {runtime[0]}")
+        difference, allowed = _compare(model, run, probabilities, f"{shown(path)}: {runtime[0]}", exact)
         found = "the model's outputs, to the last bit"
         if allowed:
             found = f"at most {difference:.2g} from the reference (rounding allows {allowed:.2g})"
@@ -102,7 +102,7 @@ def _need(path: Path, package: str, extra: str) -> None:
 
 
 def _compare(
-    model: Model, run: Callable[[NDArray[np.uint8]], Floats], probabilities: bool, exact: bool, who: str
+    model: Model, run: Callable[[NDArray[np.uint8]], Floats], probabilities: bool, who: str, exact: bool = False
 ) -> tuple[float, float]:
     """Returns the largest difference from the reference, and how large one there may be; raises a `GateError`."""
     photo = _photo(model)
@@ -115,13 +115,10 @@ def _compare(
     difference = np.abs(found - expected)
     if not (difference <= allowed).all():
         worst = np.nanargmax(difference - allowed) if np.isfinite(difference).any() else 0
-        raise GateError(
-            f"{who} gives {found.flat[worst]} where the reference has {expected.flat[worst]}; a difference of "
-            f"{allowed.flat[worst]:.2g} would be rounding; nothing was written"
-            if allowed.flat[worst]
-            else f"{who} gives {found.flat[worst]!r} where the model has {expected.flat[worst]!r}; this file must give "
-            "the same bits; nothing was written"
-        )
+        room = allowed.flat[worst]
+        needed = f"a difference of {room:.2g} would be rounding" if room else "this file must give the same bits"
+        raise GateError(f"{who} gives {found.flat[worst]} where the reference has {expected.flat[worst]}; {needed}; "
+                        "nothing was written")  # fmt: skip
     return float(difference.max()), float(allowed.max())
 
 

@@ -28,13 +28,13 @@ def multipliers(least: Array, bias: Array) -> Array:
     # Of sums that end within 0..255, those without bias lie within this.
     largest = 256 + 64 + 1.25 * np.abs(bias)
     places = (_BITS - np.ceil(np.log2(largest))).astype(np.int64)
-    return np.ldexp(np.maximum(np.ceil(np.ldexp(least, places)), 1.0), -places).astype(np.float32)
+    return np.asarray(np.ldexp(np.maximum(np.ceil(np.ldexp(least, places)), 1.0), -places), np.float32)
 
 
 def shorter(least: Array, bits: int) -> Array:
     """Returns numbers from `least` up that have so many bits."""
     fraction, exponent = np.frexp(np.asarray(least, np.float64))
-    return np.ldexp(np.ceil(np.ldexp(fraction, bits)), exponent - bits).astype(np.float32)
+    return np.asarray(np.ldexp(np.ceil(np.ldexp(fraction, bits)), exponent - bits), np.float32)
 
 
 def logit_multipliers(least: Array) -> Array:

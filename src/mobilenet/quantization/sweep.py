@@ -114,13 +114,7 @@ class Sweep:
         y = floats.activated(layer, value, shortcut[0] if shortcut else None)
         out = self._output(layer, y)
         if out:
-            self._add(layer, {"scale": np.array([out.scale]), "zero": _whole(out.zero), "high": _whole(255)})
-            if self.choices.rescale == "full":
-                self._add(layer, {"low": _whole(out.zero if layer.activation != "linear" else 0)})
-        if shortcut and self.choices.rescale == "full":
-            self._add(layer, {"sum_zero": _whole(out.zero), "sum_multiplier": _whole(1, 1), "sum_shift": _whole(0)})
-        elif shortcut:
-            self._add(layer, {"shortcut": np.array([shortcut[2].scale / out.scale], np.float32)})
+            self._add(layer, self._described(layer, out, shortcut[2] if shortcut else None))
         if layer.weight_shape is not None:
             self._weigh(layer, mean, x8, out)
         y8 = integer.output(integer.prepare(layer, self.tensors, self._zero), x8, shortcut[1] if shortcut else None)
@@ -148,6 +142,18 @@ class Sweep:
             out = out._replace(scale=short.scale(float(out.scale)))
         return out
 
+    def _described(self, layer: Layer, out: Range, shortcut: Range | None) -> dict[str, Array]:
+        """Returns what tells of a layer's output, and how the shortcut is added."""
+        six = round(6 / float(out.scale)) if layer.activation == "relu6" else 255
+        made = {"scale": np.array([out.scale]), "zero": _whole(out.zero), "high": _whole(min(out.zero + six, 255))}
+        if self.choices.rescale == "full":
+            made["low"] = _whole(out.zero if layer.activation != "linear" else 0)
+            if shortcut:
+                made |= {"sum_zero": _whole(out.zero), "sum_multiplier": _whole(1, 1), "sum_shift": _whole(0)}
+        elif shortcut:
+            made["shortcut"] = np.array([shortcut.scale / out.scale], np.float32)
+        return made
+
     def _weigh(self, layer: Layer, mean: Array, x8: Array, out: Range | None) -> None:
         """Makes weight, bias and multiplier; `mean` is that of each channel in float32, before the activation."""
         source = float(self._range.scale)
@@ -166,7 +172,7 @@ class Sweep:
             weight8 = rounded(weight, scale, covariance(layer, x))
         else:
             weight8 = np.clip(np.rint(weight / scale), -127, 127).astype(np.int8)
-        made = {"weight": weight8, "bias": np.zeros(len(bias), np.int32), "multiplier": multiplier}
+        made: dict[str, Array] = {"weight": weight8, "bias": np.zeros(len(bias), np.int32), "multiplier": multiplier}
         if self.choices.rescale == "full":
             made |= {"weight": (weight8.astype(np.int16) + _MIDDLE).astype(np.uint8), "weight_zero": _whole(_MIDDLE)}
         self._add(layer, made)
@@ -194,10 +200,17 @@ def _shared_ranges(network: Network, folded: Tensors, x: Floats, method: Method)
             if layer.adds:
                 values[first[layer.name]].append(sample(y - outputs.pop(layer.adds)))
             outputs[layer.name] = y
-    layers = {layer.name: layer for layer in network.layers}
-    found = {name: choose(layers[name], np.concatenate(parts), method) for name, parts in values.items()}
-    found = {name: Range(short.scale(float(scale)), zero) for name, (scale, zero) in found.items()}
-    return {name: found[start] for name, start in first.items()}
+    ranges = {}
+    for layer in network.layers:
+        start = first.get(layer.name)
+        if start and layer.adds and start not in ranges:  # this one is linear, the first may not be
+            scale, zero = choose(layer, np.concatenate(values[start]), method)
+            ranges[start] = Range(short.scale(float(scale)), zero)
+    for layer in network.layers:
+        if layer.activation == "relu6" and layer.name in ranges:  # 6 is a whole number of powers of two
+            scale, zero = ranges[layer.name]
+            ranges[layer.name] = Range(np.float32(2.0 ** math.ceil(math.log2(scale))), zero)
+    return {name: ranges[start] for name, start in first.items()}
 
 
 def _whole(*numbers: int) -> NDArray[np.int32]:
