@@ -316,7 +316,7 @@ def test_short_multipliers_give_the_same_in_any_order() -> None:
     for most in (0, 1, 100, 1000, 30_000):
         least = generator.uniform(1e-6, 0.1, 200)
         steps = generator.uniform(-most, most, 200)
-        multiplier = short.multipliers(least, steps)
+        multiplier = short.multipliers(least, steps, 255)
         assert (multiplier >= least.astype(np.float32)).all()
         assert multiplier.dtype == np.float32
         bias = np.rint(steps / multiplier)
@@ -332,7 +332,7 @@ def test_short_multipliers_give_the_same_in_any_order() -> None:
 
 def test_short_multipliers_are_little_above_what_is_needed() -> None:
     least = np.geomspace(1 / 1000, 1, 100)
-    assert (short.multipliers(least, np.zeros(100)) / least).max() < 1 + 1000 / (1 << 15) + 1e-6
+    assert (short.multipliers(least, np.zeros(100), 255) / least).max() < 1 + 2 * 1000 / (1 << 15) + 1e-6
     assert (short.logit_multipliers(least) / least).max() <= 1 + 1 / 8
     assert {float(x).hex() for x in short.logit_multipliers(np.array([1.0, 1.1, 1.9]))} == {
         "0x1.0000000000000p+0", "0x1.2000000000000p+0", "0x1.0000000000000p+1"

@@ -3,7 +3,7 @@
 A sum times a multiplier is exact in float32 where the product has at most 24 bits. Then it is the same whether the
 bias is added before (ONNX Runtime, XNNPACK, ours) or after the product (OpenVINO), with two roundings or with one. A
 product of up to 512 in steps of 2^-15 has 24 bits. So multipliers are multiples of about 2^-15, and the weights' scales
-follow: they get coarser by 0.4% on average, as multipliers are mostly above 1/1000 (V1 0.25 224, ImageNet).
+follow: they get coarser by 1% or so, as multipliers are mostly above 1/1000 (V1 0.25 224, ImageNet).
 """
 
 from typing import Any
@@ -18,17 +18,21 @@ _SCALE = 12  # bits of a scale: with a multiplier's they are less than 24
 _RATIO = 16  # a pooling's input has a scale of so many parts of its output's
 
 
-def multipliers(least: Array, bias: Array) -> Array:
+def multipliers(least: Array, bias: Array, most: int) -> Array:
     """Returns multipliers, from `least` up, whose products are exact with all sums that are not clamped.
+
+    They are odd multiples, so that next to no sum has a product that ends in a half: OpenVINO adds shortcuts before it
+    rounds, where that makes a difference.
 
     Args:
         least: with which all weights are within int8, [out].
-        bias: in steps of the output, [out]; it may yet become a quarter and 64 steps more.
+        bias: in steps of the output, [out]; it may yet become a quarter and 16 steps more.
+        most: steps that the output may be from its zero point.
     """
-    # Of sums that end within 0..255, those without bias lie within this.
-    largest = 256 + 64 + 1.25 * np.abs(bias)
+    largest = most + 17 + 1.25 * np.abs(bias)  # that sums without bias may reach
     places = (_BITS - np.ceil(np.log2(largest))).astype(np.int64)
-    return np.asarray(np.ldexp(np.maximum(np.ceil(np.ldexp(least, places)), 1.0), -places), np.float32)
+    odd = 2 * np.ceil((np.ldexp(least, places) - 1) / 2) + 1
+    return np.asarray(np.ldexp(np.maximum(odd, 1.0), -places), np.float32)
 
 
 def shorter(least: Array, bits: int) -> Array:

@@ -163,9 +163,12 @@ class Sweep:
             shift = (self._zero - self.mean)[:, np.newaxis]
             bias = bias + (weight * shift).reshape(-1, len(bias)).sum(0)
         unit = _weight_scale(weight, bias, source) * source
-        step = float(out.scale) if out else 1.0
-        multiplier = short.multipliers(unit / step, bias / step) if out else short.logit_multipliers(unit)
-        unit = multiplier * step  # what 1 in the sums of each channel stands for
+        if out:
+            step, most = float(out.scale), max(out.zero, 255 - out.zero)
+            multiplier = short.multipliers(unit / step, bias / step, most)
+        else:
+            step, multiplier = 1.0, short.logit_multipliers(unit)
+        unit = multiplier.astype(np.float64) * step  # what 1 in the sums of each channel stands for
         scale = unit / source
         if self.choices.compensate:
             x = x8.astype(np.float32) - self._zero.astype(np.float32)
