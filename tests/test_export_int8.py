@@ -283,3 +283,8 @@ def test_openvino_gives_the_same_bits_without_shortcuts(rescale: Rescale, tmp_pa
     photos = np.concatenate([random_bytes(network, 4), random_pixels(network, 4)])
     found = np.concatenate([compiled([photo[None].transpose(0, 3, 1, 2)])[0] for photo in photos])
     assert (found == integer.forward(network, model.tensors, photos)).all()
+
+
+def test_machine_code_of_bytes_throughout_is_exported(tmp_path: Path) -> None:
+    made = mobilenet.export(quantised(v2(0.1, (33, 40), 3), rescale="full"), tmp_path / "x", "native")
+    assert "bit by bit" in made.checked
