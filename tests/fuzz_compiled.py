@@ -34,8 +34,7 @@ def check(network: Network, seed: int) -> str:
     """Compiles a network and compares it with several weights, which need no new code; returns what was drawn."""
     pick = random.Random(seed)
     target, threads, fuse = pick.choice(runnable()), pick.randint(1, 3), pick.random() < 0.7
-    precisions = ("int8", "int8", "f32", "bf16") if network.separable or network.family == "v1" else ("f32", "bf16")
-    precision, cache = pick.choice(precisions), pick.choice((1 << 19, 1 << 16, 1 << 13))
+    precision, cache = pick.choice(("int8", "int8", "f32", "bf16")), pick.choice((1 << 19, 1 << 16, 1 << 13))
     schedule.CACHE = cache
     rescale = pick.choice(get_args(Rescale)) if precision == "int8" else ""
     where = f"seed {seed}: {network} {precision} {rescale} {target.name} threads {threads} fuse {fuse} cache {cache}"

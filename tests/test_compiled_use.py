@@ -7,6 +7,8 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from PIL import Image
 import mobilenet
 from mobilenet.arch import Network, v1, v2
 from mobilenet.common import progress
-from mobilenet.compiler import build, native, schedule, store, targets
+from mobilenet.compiler import build, crew, native, schedule, store, targets
 from mobilenet.compiler.lower import lower
 from mobilenet.compiler.native import NativeEngine
 from mobilenet.compiler.scale import Scale
@@ -213,11 +215,11 @@ def test_pythons_lock_is_released_while_an_engine_runs() -> None:
     """Compiled code waits for a number that only another Python thread can write."""
     assert fresh(
         "import threading, numpy, mobilenet\n"
-        "from mobilenet.compiler import driver, native\n"
+        "from mobilenet.compiler import crew, driver\n"
         "engine = mobilenet.create(mobilenet.v1(0.1, 32, 3)).compile(threads=1)\n"
         "code = engine._alone.marked()._code\n"
         "flags = numpy.array([0, 1, 0], numpy.int64)\n"  # the other's part is begun and not done
-        "job = [1, 2, flags.ctypes.data, native._yield_address(), 0, 0, 0, 0]\n"
+        "job = [1, 2, flags.ctypes.data, crew.system_function('sched_yield'), 0, 0, 0, 0]\n"
         "job = numpy.array(job, numpy.int64)\n"
         "waiting = threading.Thread(target=code.function(driver.TOGETHER), args=(job.ctypes.data, 0))\n"
         "waiting.start()\n"
@@ -227,6 +229,27 @@ def test_pythons_lock_is_released_while_an_engine_runs() -> None:
         "waiting.join()\n"
         "print(flags[2])"
     ).split() == ["2"]
+
+
+def test_helpers_sleep_between_images_wake_for_the_next_and_end_with_the_engine() -> None:
+    model = random_model()
+    before = threading.active_count()
+    engine = model.compile(threads=3)
+    image = random_pixels(SMALL, 1)
+    right = model.compile(threads=1)(image)
+    for pause in np.random.default_rng(1).uniform(0, 3e-4, 300):  # some shorter, some longer than a helper looks out
+        np.testing.assert_array_equal(engine(image), right)
+        time.sleep(pause)
+    (tape,) = engine._together._idle
+    helpers = tape._crew._helpers
+    assert len(helpers) == 2
+    deadline = time.monotonic() + 60
+    while (helpers[:, 0] != crew._ASLEEP).any():
+        assert time.monotonic() < deadline, helpers[:, 0]
+    np.testing.assert_array_equal(engine(image), right)
+    assert threading.active_count() == before + 2
+    del engine, tape
+    assert threading.active_count() == before
 
 
 def test_a_process_forks_while_its_threads_use_an_engine() -> None:

@@ -26,11 +26,9 @@ from mobilenet.compiler.pool import Pool
 from mobilenet.compiler.scale import Scale
 from mobilenet.compiler.targets import TARGETS, Target, runnable
 from mobilenet.cost import cost
-from mobilenet.engine import Engine
 from mobilenet.errors import UsageError
 from mobilenet.model import Model, create
 from mobilenet.quantized import Rescale
-from mobilenet.runner import runner
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +48,7 @@ def target(request: pytest.FixtureRequest) -> Target:
 
 
 def members(count: int) -> list[Network]:
-    """Returns random members that are quick to compute, without V2 of standard convolutions, which is not compiled."""
+    """Returns random members that are quick to compute, without V2 of standard convolutions: its kernels take long."""
     found = (
         m
         for m in endless_members(47)
@@ -129,9 +127,9 @@ def test_random_members_have_every_ending_and_reach_every_limit(rescale: Rescale
     assert endings == (fixed if rescale == "fixed" else set(ROWS) - fixed - {"logits"})
 
 
-@pytest.mark.parametrize("rescale", RESCALES)
-def test_bits_are_the_same_however_they_are_computed(rescale: Rescale) -> None:
-    model = random_int8_model(v2(0.35, (67, 45), classes=7), 5, rescale)
+@pytest.mark.parametrize(("rescale", "network"), [("full", v2(0.35, (67, 45), 7)), ("fixed", WITH_ALL_BYTES[0])])
+def test_bits_are_the_same_however_they_are_computed(rescale: Rescale, network: Network) -> None:
+    model = random_int8_model(network, 5, rescale)
     pixels = random_bytes(model.network, 5, 5)
     expected = integer.forward(model.network, model.tensors, pixels)
     for threads in (1, 2, 3):
@@ -185,12 +183,14 @@ def test_feature_maps_come_back_as_floats(pooling: Pooling | None, rescale: Resc
     check(random_int8_model(network, 1, rescale), 2, TESTED[0], 2)
 
 
-@pytest.mark.parametrize("rescale", RESCALES)
-def test_the_twin_of_v2_is_not_compiled(rescale: Rescale) -> None:
-    model = random_int8_model(v2(0.05, 32, 3, separable=False), 1, rescale)
-    with pytest.raises(UsageError, match=r"precision: got 'int8', but MobileNetV2 .* in int8 is not compiled"):
-        model.compile()
-    assert isinstance(runner(model), Engine)
+def test_the_twin_of_v2_adds_its_shortcuts(target: Target) -> None:
+    """Its convolutions have weights of nine bits and inputs with channels that only fill vectors up."""
+    if target not in (TESTED[0], TARGETS["avx2"], TESTED[-1]) and not DEEP:
+        pytest.skip("each takes seconds")
+    for rescale in RESCALES if target == TESTED[0] or DEEP else ("fixed",):
+        model = random_int8_model(v2(0.05, (32, 40), 3, separable=False), 1, rescale)
+        assert rescale == "float" or native.integers(model.network, model.tensors).nine
+        check(model, 2, target, 2)
 
 
 def test_a_precision_the_model_does_not_have_is_refused() -> None:

@@ -6,7 +6,7 @@ import pytest
 from compiler_tools import Machine, chain, check_chain, conv, guarded_floats, machines, pick, random_tensors, run_chain
 from members import DEEP
 from mobilenet.arch import Layer, Shape
-from mobilenet.compiler import native, pack, schedule
+from mobilenet.compiler import depthwise, native, pack, schedule
 
 CHANNELS = (1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 48, 65)
 SIZES = (1, 2, 3, 5, 7, 8, 13, 15, 16, 17, 29, 33)
@@ -80,8 +80,10 @@ def test_shortcut(machine: Machine) -> None:
         check_chain([first, wide, back], machine, False, seed)
 
 
+@pytest.mark.parametrize("by_columns", [False, True])
 @pytest.mark.parametrize("kernel", [3, 5])
-def test_depthwise(machine: Machine, kernel: int) -> None:
+def test_depthwise(machine: Machine, kernel: int, by_columns: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(depthwise, "by_columns", lambda *_: by_columns)
     for seed in rounds(6):
         choose = pick(100 * kernel + seed).choice
         first = stem(seed, choose(CHANNELS), choose(SIZES), choose(SIZES))
@@ -114,8 +116,12 @@ def test_pool_and_dense(machine: Machine, kind: str) -> None:
         check_chain([first, pool, last], machine, False, seed)
 
 
-def test_strips_of_every_height_give_the_same(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("by_columns", [False, True])
+def test_strips_of_every_height_give_the_same(
+    machine: Machine, by_columns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A block in strips of 1, 2, … rows, with rings that begin anew in the middle of a call."""
+    monkeypatch.setattr(depthwise, "by_columns", lambda *_: by_columns)
     first = stem(1, 17, 13, 33)
     wide = conv("expand", "pointwise", first.output, 33, 1, 1, "same", activation="relu6")
     for seed, stride in enumerate((1, 2)):

@@ -383,6 +383,7 @@ def test_relabel_matches_by_name_and_names_the_unknown(tmp_path):
     with pytest.raises(DatasetError, match=r"1 class\(es\) not among the 2 known: dog; known are bird, cat"):
         dataset.relabel(["bird", "cat"])
     assert "1 class(es) not among the 2 known: dog" in refusal(tmp_path, classes=["bird", "cat"])
+    assert "known are bird, of prey; cat" in refusal(tmp_path, classes=["bird, of prey", "cat"])
 
 
 def test_with_given_classes_one_class_alone_is_enough(tmp_path):

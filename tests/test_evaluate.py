@@ -41,8 +41,8 @@ def fill(root: Path, counts: dict[str, int]) -> Path:
 def test_results_are_the_engines_answers_in_the_order_of_the_data(model, tmp_path):
     root = fill(tmp_path, {"test/ant": 3, "test/bee": 4, "test/cat": 5, "train/ant": 1, "train/bee": 1, "train/cat": 1})
     seen = []
-    found = evaluate(model, root, batch_size=5, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(5, 12), (10, 12), (12, 12)]
+    found = evaluate(model, root, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(done, 12) for done in range(1, 13)]
     assert (found.split, found.labels, found.root) == ("test", LABELS, root)
     assert [result.path for result in found.results] == sorted(f"test/{c}/{n}.png" for c, n in [
         *(("ant", n) for n in range(3)), *(("bee", n) for n in range(4)), *(("cat", n) for n in range(5))
@@ -55,11 +55,6 @@ def test_results_are_the_engines_answers_in_the_order_of_the_data(model, tmp_pat
         assert result.rank == int((logits > logits[result.label]).sum())
     assert len({result.predicted for result in found.results}) > 1  # the photos do get different answers
     assert found.confusion.sum() == 12
-
-
-def test_the_batch_size_changes_nothing(model, tmp_path):
-    root = fill(tmp_path, {"ant": 4, "bee": 4})
-    assert evaluate(model, root, split="all", batch_size=1) == evaluate(model, root, split="all", batch_size=64)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +113,7 @@ def test_broken_photos_are_set_aside_and_named(model, tmp_path):
     (root / "ant/3.png").write_bytes(b"<html>")
     known = datasets.read(root)
     os.unlink(root / "bee/0.png")  # vanishes after the folder was read
-    found = evaluate(model, known, split="all", batch_size=4)
+    found = evaluate(model, known, split="all")
     assert [photo.path for photo in found.broken] == ["ant/3.png", "bee/0.png"]
     assert found.broken[1].reason == "can't be read: No such file or directory"
     assert len(found.results) == 18
@@ -132,11 +127,11 @@ def test_too_many_broken_photos_stop_it(model, tmp_path):
     with pytest.raises(
         DatasetError, match=r"3 or more of 20 photos can't be read, 10% of them may.*ant/0\.png: "
     ) as error:
-        evaluate(model, root, split="all", batch_size=2)
+        evaluate(model, root, split="all")
     assert error.value.exit_code == 3
     assert len(evaluate(model, root, split="all", max_broken=0.15).broken) == 3
     with pytest.raises(DatasetError, match="1 or more of 20"):
-        evaluate(model, root, split="all", batch_size=1, max_broken=0)
+        evaluate(model, root, split="all", max_broken=0)
 
 
 def test_a_data_set_of_broken_photos_is_none(model, tmp_path):
@@ -151,14 +146,12 @@ def test_arguments_outside_their_rule_are_refused(model, tmp_path):
     root = fill(tmp_path, {"ant": 2, "bee": 2})
     with pytest.raises(UsageError, match="max_broken: got 2"):
         evaluate(model, root, max_broken=2)
-    with pytest.raises(UsageError, match="batch_size: got 0"):
-        evaluate(model, root, batch_size=0)
     with pytest.raises(UsageError, match="has no classifier"):
         evaluate(model.without_top(), root)
 
 
 def test_an_answer_that_is_not_finite_names_the_photo(model, tmp_path, monkeypatch):
     root = fill(tmp_path, {"ant": 2, "bee": 2})
-    monkeypatch.setattr(Runner, "__call__", lambda self, pixels: np.full((len(pixels), 3), np.nan, np.float32))
+    monkeypatch.setattr(Runner, "one", lambda self, pixels: np.full(3, np.nan, np.float32))
     with pytest.raises(ModelError, match=r"answer for ant/0\.png is not finite"):
         evaluate(model, root, split="all")

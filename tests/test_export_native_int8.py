@@ -23,12 +23,14 @@ from mobilenet.arch import SCALINGS, v1, v2
 from mobilenet.compiler import build, link
 from mobilenet.compiler.emulator import Emulator
 from mobilenet.compiler.kernel import Kernel
+from mobilenet.compiler.native import integers
 from mobilenet.compiler.targets import DEVICES, TARGETS, Target
 from mobilenet.cost import cost
 from mobilenet.errors import GateError, UsageError
 from mobilenet.export import native, native_run
-from mobilenet.export.native import export
+from mobilenet.export.native import NAMES, export
 from mobilenet.model import Model
+from mobilenet.quantized import Rescale
 
 UNICORN = importlib.util.find_spec("unicorn") is not None
 NODE = shutil.which("node") is not None
@@ -70,6 +72,17 @@ def pixels_of(seed: int) -> np.ndarray:
 @pytest.mark.parametrize("target", ["host", "aarch64", "cortex-m", "riscv64", "wasm"])
 def test_what_is_exported_has_been_run(target: str, folder_of: Callable[..., Path]) -> None:
     assert folder_of(target)
+
+
+@pytest.mark.parametrize("target", NAMES if DEEP else ["sse", "armv7", "cortex-m", "wasm"])
+@pytest.mark.parametrize("rescale", ["fixed", "full"] if DEEP else ["fixed"])
+def test_models_that_compute_as_tflite_does(target: str, rescale: Rescale, tmp_path: Path) -> None:
+    """Their sums of 64 bits stay so where addresses have 32; weights of nine bits are packed as eight."""
+    model = random_int8_model(v2(0.1, (33, 40), 3), 3, rescale)
+    assert integers(model.network, model.tensors).nine
+    ending = "wasm" if target == "wasm" else "o"
+    found = mobilenet.export(model, tmp_path / f"model.{ending}", target=target)
+    assert ("bit by bit" in found.checked) == (NODE if target == "wasm" else UNICORN or target in ("host", "sse"))
 
 
 @needs_zig

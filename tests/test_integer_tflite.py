@@ -28,6 +28,7 @@ from mobilenet.formats.tflite_schema import Op, Tensor, Type
 from mobilenet.integer import outputs
 from mobilenet.model import Model
 from mobilenet.photos.preprocessing import Preprocessing
+from mobilenet.quantized import Rescale
 from mobilenet.runner import runner
 from model_makers import edit_config, random_model, random_pixels, same_tensors
 
@@ -113,6 +114,20 @@ def test_full_is_litert_s_with_xnnpack(network: Network, options: Options8) -> N
                 assert not (other & (theirs.reshape(-1) < 128) if halves else other).any(), layer.name
                 if halves and layer.input.height % 2 == 0:
                     break
+
+
+def test_a_full_sum_has_the_nearest_factors_of_21_bits() -> None:
+    maker = Maker(V2, OPTIONS[2], 0)
+    model = model_of(maker.data, rescale="full")
+    named = {found[Tensor.NAME]: maker.scales.get(index) for index, found in enumerate(maker.graph.tensors)}
+    for layer in model.network.layers:
+        if layer.adds:
+            own, other, both = (np.float32(scale) for scale, _ in (
+                named[layer.name], maker.scales[maker.tensors[layer.adds]], named[f"{layer.name}.sum"]))  # fmt: skip
+            multipliers, (shift,) = (model.tensors[f"{layer.name}.sum_{part}"] for part in ("multiplier", "shift"))
+            exact = np.array([own / both, other / both], np.float64) * 2.0**shift
+            assert (np.abs(multipliers - exact) <= 0.5).all()
+            assert 1 << 20 <= multipliers.max() <= 1 << 21
 
 
 @pytest.mark.parametrize("options", [OPTIONS[4], Options8(UINT8, convolution=False, softmax=False)], ids=str)
@@ -396,18 +411,24 @@ ANSWERS = {
 
 
 @real
+@pytest.mark.parametrize("rescale", ["fixed", "full"])
 @pytest.mark.parametrize("name", [*ANSWERS, "vww_96_int8"])
-def test_real_files_give_litert_s_bytes(name: str) -> None:
+def test_real_files_give_litert_s_bytes(name: str, rescale: Rescale) -> None:
+    """Logits of the kernels that the rescale is of, and probabilities of the reference kernels."""
     path = Path(str(DATA)) / "models" / f"{name}.tflite"
-    model = read(path)
+    model = read(path, rescale=rescale)
     graph = tflite_graph.read(path.read_bytes())
+    softmax_input = graph.operators[-1].inputs[0]
     with zipfile.ZipFile(Path(str(DATA)) / "photos.zip") as archive:
         names = [name for name in archive.namelist() if name.endswith("JPEG")][::80]
         pixels = np.stack([photos.pixels(archive.read(name), model.preprocessing) for name in names])
-    ours = probabilities(model, outputs(model.network, model.tensors, pixels)[model.network.layers[-1].name])
+    ours = outputs(model.network, model.tensors, pixels)[model.network.layers[-1].name]
+    reference = rescale == "fixed"
     for image, found in zip(pixels, ours, strict=True):
-        _, theirs = litert(path.read_bytes(), image[None], {}, graph.outputs[0])
-        assert (theirs.reshape(-1) == found.reshape(-1)).all()
+        places = {"logits": softmax_input}
+        theirs, last = litert(path.read_bytes(), image[None], places, graph.outputs[0], reference=reference)
+        assert (theirs["logits"].reshape(-1) == found.reshape(-1)).all()
+        assert not reference or (last.reshape(-1) == probabilities(model, found)).all()
 
 
 @real

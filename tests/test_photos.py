@@ -7,6 +7,7 @@ import json
 import os
 import struct
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,42 @@ def test_cmyk_and_ycck_are_as_pillow_shows_them(transform: int) -> None:
     shown = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     assert difference(decode(data, "a"), shown)[1] <= 2  # two roundings of (255-C)(255-K)/255
     assert difference(decode(data, "a", minimum=(1, 1)), shown)[1] <= 2  # never scaled
+
+
+def headed(data: bytes, components: int) -> Iterator[tuple[str, bytes, bytes]]:
+    """Yields the name of what libjpeg warns of in a header, a JPEG with it, and the same without it."""
+    jfif, adobe = data.find(b"JFIF"), data.find(b"Adobe")
+    if jfif > 0:
+        yield "JFIF", data[: jfif + 5] + b"\x09" + data[jfif + 6 :], data
+        segment = make.jpeg_segment(0xEE, b"Adobe" + bytes((0, 100, 0, 0, 0, 0, 7)))
+        data = make.jpeg_parts(data)[0] + b"".join(make.jpeg_parts(data)[2:])
+        yield "Adobe", make.after_soi(data, segment), data
+    else:
+        usual = bytes((1 if components == 3 else 2,))
+        yield "Adobe", *(data[: adobe + 11] + value + data[adobe + 12 :] for value in (b"\7", usual))
+    scan = data.index(b"\xff\xda") + 5 + 2 * components
+    yield "scan", data[:scan] + b"\1\2\3" + data[scan + 3 :], data
+
+
+@pytest.mark.parametrize("mode", ["RGB", "CMYK", "L"])
+def test_what_libjpeg_only_warns_of_in_a_header_does_no_harm(mode: str) -> None:
+    data = make.saved(Image.fromarray(make.scene(37, 53)).convert(mode), "JPEG", quality=95)
+    cases = list(headed(data, len(mode)))
+    assert [name for name, _, _ in cases][-2:] == ["Adobe", "scan"]
+    for name, odd, usual in cases:
+        assert np.array_equal(decode(odd, name), decode(usual, name)), name
+        shown = np.asarray(Image.open(io.BytesIO(odd)).convert("RGB"))
+        assert difference(decode(odd, name), shown)[1] <= 2, name
+        with pytest.raises(PhotoError, match=f"{name}: truncated"):
+            decode(odd[:-99] + b"\xff\xd9", name)
+
+
+def test_a_jpeg_of_unusual_sampling_is_not_called_damaged() -> None:
+    data = make.saved(make.scene(37, 53), "JPEG", subsampling=0)
+    place = data.index(b"\xff\xc0") + 11
+    odd = data[:place] + b"\x31" + data[place + 1 :]
+    with pytest.raises(PhotoError, match="a: is a JPEG with unusual sampling of colours; save it with 4:4:4"):
+        decode(odd, "a")
 
 
 def test_the_first_frame_of_an_animation_is_shown() -> None:

@@ -1,6 +1,5 @@
 import csv
 import io
-import itertools
 import json
 import os
 import sys
@@ -13,12 +12,14 @@ from PIL import Image
 import mobilenet.evaluation.predict as predict
 from mobilenet import photos
 from mobilenet.arch import v1
+from mobilenet.common.parallel import AHEAD
 from mobilenet.errors import DataError, PhotoError, UsageError
-from mobilenet.evaluation.predict import Row, batches, photo_paths, predict_paths, write_rows
+from mobilenet.evaluation.predict import Row, answers, photo_paths, predict_paths, write_rows
 from mobilenet.model import Model
 from mobilenet.photos.preprocessing import Preprocessing
 from mobilenet.runner import Runner, runner
 from mobilenet.weights import initial
+from photo_makers import scene
 
 LABELS = ("cat", "dog", "fish, raw", "bird", "bee", "ox")
 PREPROCESSING = Preprocessing(32, 32, 3)
@@ -130,11 +131,11 @@ def test_paths_come_one_by_one(here):
     assert next(predict._listed(Endless(), "endless")) == Path("a.jpg")
 
 
-# Pixels
+# Logits
 
 
-def test_batches_are_in_order_with_errors_in_their_place_and_a_bounded_number_ahead(here):
-    names = [photo(f"{n:02}.png", seed=n) for n in range(10)]
+def test_answers_are_in_order_with_errors_in_their_place_and_a_bounded_number_ahead(here, model):
+    names = [photo(f"{n:02}.png", seed=n) for n in range(30)]
     names[4].write_bytes(b"no photo")
     taken = []
 
@@ -143,30 +144,46 @@ def test_batches_are_in_order_with_errors_in_their_place_and_a_bounded_number_ah
             taken.append(name)
             yield name
 
-    found = batches(counted(), PREPROCESSING, 3)
+    engines = runner(model, 3), runner(model, 1)
+    found = answers(counted(), PREPROCESSING, *engines)
     first = next(found)
-    assert len(taken) == 6  # this batch and the next
+    assert len(taken) == AHEAD * 3
     rest = [first, *found]
-    assert [len(batch) for batch in rest] == [3, 3, 3, 1]
-    for (path, pixels), name in zip(itertools.chain(*rest), names, strict=True):
-        assert path == name
+    assert len(rest) == len(names)
+    for name, logits in zip(names, rest, strict=True):
         if name == names[4]:
-            assert isinstance(pixels, PhotoError)
+            assert isinstance(logits, PhotoError)
         else:
-            assert (pixels == photos.pixels(name, PREPROCESSING)).all()
+            expected = engines[0](photos.pixels(name, PREPROCESSING)[None])[0]
+            assert [(one == expected).all() for one in logits] == [True, True]
 
 
-def test_large_inputs_make_smaller_batches(here, monkeypatch):
-    names = [photo(f"{n}.png") for n in range(4)]
-    monkeypatch.setattr(predict, "BATCH_BYTES", 2 * 32 * 32 * 3 + 1)
-    assert [len(batch) for batch in batches(names, PREPROCESSING, 100)] == [2, 2]
-    monkeypatch.setattr(predict, "BATCH_BYTES", 1)
-    assert [len(batch) for batch in batches(names, PREPROCESSING, 100)] == [1, 1, 1, 1]
+def test_jpegs_are_resized_by_the_engines_resampler(here, model, monkeypatch):
+    class Inverted:
+        """Resizes as Pillow does, and inverts what it makes."""
+
+        size = (PREPROCESSING.height, PREPROCESSING.width)
+
+        def takes(self, height, width):
+            return True
+
+        def __call__(self, given, box, interpolation):
+            resized = Image.fromarray(given[..., :3]).resize(self.size[::-1], Image.Resampling.BILINEAR, box)
+            return 255 - np.asarray(resized)
+
+    Image.fromarray(scene(90, 70)).save("a.jpg")
+    engine = runner(model)
+    [plain] = answers([Path("a.jpg")], PREPROCESSING, engine)
+    pixels = photos.pixels("a.jpg", PREPROCESSING)
+    assert (plain[0] == engine.one(pixels)).all()
+    monkeypatch.setattr(engine, "resampler", Inverted())
+    [inverted] = answers([Path("a.jpg")], PREPROCESSING, engine)
+    assert (inverted[0] == engine.one(255 - pixels)).all()
 
 
-def test_what_was_decoded_ahead_is_dropped_when_the_reader_stops(here):
+def test_what_was_worked_on_ahead_is_dropped_when_the_reader_stops(here, model):
     names = [photo(f"{n}.png") for n in range(6)]
-    found = batches(names, PREPROCESSING, 2)
+    found = answers(names, PREPROCESSING, runner(model))
     next(found)
     found.close()
     with pytest.raises(StopIteration):

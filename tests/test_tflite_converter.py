@@ -20,11 +20,13 @@ from mobilenet.arch import v1, v2
 from mobilenet.convert.tflite import model_of
 from mobilenet.convert.tflite_core import core
 from mobilenet.errors import ModelError, UsageError
+from mobilenet.export.tflite import tflite
 from mobilenet.fixed_point import softmax
 from mobilenet.formats import tflite_graph
 from mobilenet.formats.tflite_graph import Graph, Operator, Quantization
-from mobilenet.formats.tflite_schema import Op, Type
+from mobilenet.formats.tflite_schema import Activation, Op, Type
 from mobilenet.integer import outputs
+from model_makers import random_model, same_tensors
 from torch_rule import ruled_pixels
 
 FOLDER = Path(__file__).with_name("converted")
@@ -100,8 +102,9 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Callable[[Graph], Any]:
     """Reads a graph that no file has."""
 
     def found(graph: Graph) -> Any:
-        monkeypatch.setattr(tflite_graph, "read", lambda _: graph)
-        return model_of(b"")
+        with monkeypatch.context() as patch:
+            patch.setattr(tflite_graph, "read", lambda _: graph)
+            return model_of(b"")
 
     return found
 
@@ -166,6 +169,66 @@ def test_float16_constants_are_made_float32_of_the_same_shape() -> None:
     for changes in ({"shape": (1,)}, {"type": Type.INT8}):
         with pytest.raises(ModelError, match=r"operator 0, DEQUANTIZE, makes .* of FLOAT16"):
             core(put(graph, target, **changes))
+
+
+def without_pooling(graph: Graph) -> Graph:
+    """Returns a graph whose classifier is a convolution of what was pooled, as of one pixel the converter has it."""
+    place = next(n for n, operator in enumerate(graph.operators) if operator.op in (Op.AVERAGE_POOL_2D, Op.MEAN))
+    pooling, classifier = graph.operators[place : place + 2]
+    assert classifier.op == Op.CONV_2D
+    classifier = dataclasses.replace(classifier, inputs=(pooling.inputs[0], *classifier.inputs[1:]))
+    return dataclasses.replace(graph, operators=(*graph.operators[:place], classifier, *graph.operators[place + 2 :]))
+
+
+def as_convolution(graph: Graph) -> Graph:
+    """Returns a graph that ends with a fully connected layer with that as a convolution, and a RESHAPE."""
+    *others, dense = graph.operators
+    classes, channels = graph.tensors[dense.inputs[1]].shape
+    weight = graph.tensors[dense.inputs[1]].data
+    assert weight is not None
+    shaped = put(graph, dense.inputs[1], shape=(classes, 1, 1, channels), data=weight.reshape(classes, 1, 1, channels))
+    shaped = put(put(shaped, dense.inputs[0], shape=(1, 1, 1, channels)), dense.outputs[0], shape=(1, 1, 1, classes))
+    flat = len(graph.tensors)
+    tensors = (*shaped.tensors, graph.tensors[dense.outputs[0]])
+    top = (
+        Operator(dense.place, Op.CONV_2D, dense.inputs, dense.outputs),
+        Operator(dense.place + 1, Op.RESHAPE, dense.outputs, (flat,)),
+    )
+    return dataclasses.replace(shaped, tensors=tensors, operators=(*others, *top), outputs=(flat,), metadata=b"")
+
+
+@pytest.mark.parametrize("family", [v1, v2])
+def test_a_pooling_of_one_pixel_may_be_missing(family: Any, read: Callable[[Graph], Any]) -> None:
+    network = family(0.25, 32, 5)
+    for kind in (Type.UINT8, Type.INT8):
+        graph = tflite_graph.read(Maker(network, Options8(kind)).data)
+        assert same_tensors(read(without_pooling(graph)).tensors, read(graph).tensors)
+    graph = as_convolution(tflite_graph.read(tflite(random_model(network))))
+    bare = without_pooling(graph)
+    assert len(bare.operators) == len(graph.operators) - 1
+    assert same_tensors(read(bare).tensors, read(graph).tensors)
+
+
+def test_a_feature_map_of_one_pixel_is_not_pooled(read: Callable[[Graph], Any]) -> None:
+    graph = tflite_graph.read(tflite(random_model(v1(0.25, 32, include_top=False))))
+    channels = graph.tensors[graph.outputs[0]].shape[-1]
+    flat = dataclasses.replace(graph.tensors[graph.outputs[0]], shape=(1, channels))
+    reshape = Operator(99, Op.RESHAPE, graph.outputs, (len(graph.tensors),))
+    flattened = Graph((*graph.tensors, flat), (*graph.operators, reshape), graph.inputs, reshape.outputs)
+    assert read(flattened).network == read(dataclasses.replace(graph, metadata=b"")).network
+
+
+def test_only_the_pooling_of_one_pixel_may_be_missing(read: Callable[[Graph], Any]) -> None:
+    graph = tflite_graph.read(Maker(v1(0.25, 64, 5), Options8(Type.INT8)).data)
+    with pytest.raises(ModelError, match="CONV_2D 'classifier': its result has shape"):
+        read(without_pooling(graph))
+    *others, last, squeeze, softmax = without_pooling(
+        tflite_graph.read(Maker(v1(0.25, 32, 5), Options8()).data)
+    ).operators
+    for changes in ({"activation": Activation.RELU}, {"op": Op.DEPTHWISE_CONV_2D}, {"inputs": (-1,)}, {"inputs": ()}):
+        broken = (*others, dataclasses.replace(last, **changes), squeeze, softmax)
+        with pytest.raises(ModelError, match="not a MobileNet"):
+            read(dataclasses.replace(graph, operators=broken))
 
 
 def test_weights_alone_in_int8_are_refused_with_the_reason() -> None:

@@ -325,7 +325,8 @@ def _import(args: Arguments) -> int:
     model.save(args.output)
     facts = {"model": str(args.output), "from": model.notes["imported"]["from"], "network": str(model.network)}
     facts |= {name: list(getattr(model.preprocessing, name)) for name in ("mean", "std")}
-    _emit(args, facts, "{network} of {from}, pixels scaled by (x - {mean}) / {std}: {model}".format(**facts))
+    mean, std = (values[0] if len(values) == 1 else values for values in (facts["mean"], facts["std"]))
+    _emit(args, facts, f"{facts['network']} of {facts['from']}, pixels scaled by (x - {mean}) / {std}: {args.output}")
     return 0
 
 

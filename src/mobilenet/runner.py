@@ -93,17 +93,16 @@ class Runner(ABC):
 
 
 def runner(model: "Model", threads: int | None = None) -> Runner:
-    """Returns a model's compiled engine; the numpy one where nothing is compiled for this machine or this model, or
-    where the environment variable `MOBILENET_TARGET` is "numpy".
+    """Returns a model's compiled engine; the numpy one where nothing is compiled for this machine, or where the
+    environment variable `MOBILENET_TARGET` is "numpy".
 
     Raises:
         UsageError: names `threads` or `MOBILENET_TARGET`, its value and the rule.
         MobileNetError: compiling the network for the first time needs llvmlite, and it is not installed.
     """  # fmt: skip
-    from .compiler import stages, targets
+    from .compiler import targets
 
-    known = stages.compiles(model.network, model.precision)
-    if os.environ.get(targets.ENVIRONMENT) == "numpy" or not known or not targets.runnable():
+    if os.environ.get(targets.ENVIRONMENT) == "numpy" or not targets.runnable():
         from .engine import Engine
 
         return Engine(model, threads)

@@ -1,13 +1,17 @@
 """Work in threads, a bounded amount at a time: decoders release Python's lock, so threads are enough."""
 
+import itertools
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+AHEAD = 4  # items a thread that are begun or done before the first of them is taken: one may take long
 
 
 def processors() -> int:
@@ -36,4 +40,20 @@ def in_threads(
             yield from (future.result() for future in ready)
     finally:
         stop.set()
+        pool.shutdown(cancel_futures=True)
+
+
+def in_order(work: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Generator[Result, None, None]:
+    """Yields `work(item)` of each item in the items' order, with at most `AHEAD` items a thread in hand."""
+    pool = ThreadPoolExecutor(threads)
+    waiting: deque[Future[Result]] = deque()
+    left = iter(items)
+    try:
+        while True:
+            wanted = AHEAD * threads - len(waiting)
+            waiting.extend(pool.submit(work, item) for item in itertools.islice(left, wanted))
+            if not waiting:
+                return
+            yield waiting.popleft().result()
+    finally:
         pool.shutdown(cancel_futures=True)

@@ -8,6 +8,7 @@ such a worker.
 import contextlib
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -23,7 +24,6 @@ from ..common.parallel import processors
 from ..common.progress import Progress
 from ..errors import MobileNetError
 from . import driver, ir
-from .add import Add
 from .conv import Conv
 from .dense import Dense
 from .depthwise import Depthwise
@@ -35,12 +35,26 @@ from .pointwise import Pointwise
 from .pool import Pool
 from .resample import Across, Down
 from .scale import Scale
+from .shortcut import Shortcut
 from .targets import TARGETS, Target
 from .tiled import Tiled, TiledConv
 
 _KINDS: dict[str, type[Kernel]] = {
     kind.__name__: kind
-    for kind in (Across, Add, Conv, Dense, Depthwise, DepthwiseBytes, Down, Pointwise, Pool, Scale, Tiled, TiledConv)
+    for kind in (
+        Across,
+        Conv,
+        Dense,
+        Depthwise,
+        DepthwiseBytes,
+        Down,
+        Pointwise,
+        Pool,
+        Scale,
+        Shortcut,
+        Tiled,
+        TiledConv,
+    )
 }
 _PER_WORKER = 8  # kernels that are worth the start of a process, 0.2 s
 
@@ -103,8 +117,10 @@ def module(kernel: Kernel, target: Target, name: str = _SYMBOL) -> str:
     """Returns a kernel's LLVM module as text."""
     code = ir.Code(name, target)
     kernel.emit(code)
-    # Kernels count in 64 bits; where an address has 32, each such number would take two registers.
-    return code.finish() if target.bits == 64 else code.finish().replace("i64", "i32")
+    if target.bits == 64:
+        return code.finish()
+    # Kernels count in 64 bits; where an address has 32, each such number would take two registers. Vectors stay.
+    return re.sub(r"(<[^<>]*>|v\d+i64)|i64", lambda found: found[1] or "i32", code.finish())
 
 
 def compile_kernel(kernel: Kernel, target: Target) -> bytes:

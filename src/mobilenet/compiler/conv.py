@@ -31,6 +31,7 @@ class Conv(Kernel):
         kernel, stride, top: the kernel's side, the stride, rows of zeros above the input.
         width, outputs: of the output.
         ending: as `ending` says.
+        adds: whether what the output holds is added after the activation; `high` then divides `width`.
         high, wide: the register tile: pixels, at most `width`, and vectors.
         words: of inputs in a row of the kernel; the last may reach beyond it, where weights are zeros.
         nine: whether weights have nine bits, as `matrix.completed` says.
@@ -48,6 +49,7 @@ class Conv(Kernel):
     width: int
     outputs: int
     ending: str
+    adds: bool
     high: int
     wide: int
     words: int
@@ -56,7 +58,7 @@ class Conv(Kernel):
     @property
     def rows(self) -> int:
         """Rows of parameters: bias, inputs, the ending's, and what nine bits need."""
-        return 1 + self.kernel * self.words + len(ending.rows(self.ending)) + self.nine
+        return 1 + self.kernel * self.words + len(ending.rows(self.ending, self.adds)) + self.nine
 
     @property
     def parameters(self) -> int:
@@ -85,7 +87,7 @@ class Conv(Kernel):
                             pixels = [[r.shaped(step).at(n) for r in rows] for n in seen]
                             size = self.kernel * self.channels
                             sums = matrix.completed(code, sums, pixels, size, parameters.at(self.rows - 1))
-                        matrix.store(code, sums, self.ending, last, place)
+                        matrix.store(code, sums, self.ending, last, place, place if self.adds else None)
 
                     self.products(code, [r.shaped(step).at(x) for r in rows], parameters, wide, store)
 

@@ -169,7 +169,9 @@ def of(kernel: Depthwise, target: Target, rows: int, *, nine: bool) -> Depthwise
     chunk = max(size for size in (64, 32, 16, 4) if size <= min(kernel.channels, 4 * target.lanes))
     high = min(_highest(kernel.stride), rows)
     words = _ROWS // in_word("u8", target)
-    return DepthwiseBytes(**facts | {"high": high, "wide": 1}, chunk=chunk, words=words, halved=nine)
+    return DepthwiseBytes(
+        **facts | {"by_columns": False, "high": high, "wide": 1}, chunk=chunk, words=words, halved=nine
+    )
 
 
 def pack(

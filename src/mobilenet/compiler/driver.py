@@ -6,6 +6,8 @@ A table has a row for each call: the kernel's address, its four pointers, its tw
 import struct
 from collections.abc import Mapping
 
+from . import crew
+from .crew import PAUSES
 from .kernel import Kernel
 from .lower import Plan
 from .memory import ALIGNMENT
@@ -14,11 +16,6 @@ from .targets import Target
 STEP_WORDS = 7
 DRIVE, TOGETHER, MARK = "drive", "together", "mark"
 _SPINS = 500  # of some 50 ns
-
-_PAUSES = {
-    "x86_64": ("declare void @llvm.x86.sse2.pause()", "call void @llvm.x86.sse2.pause()"),
-    "aarch64": ("declare void @llvm.aarch64.hint(i32)", "call void @llvm.aarch64.hint(i32 1)"),
-}
 
 # Clocks of constant speed that any program may read.
 _CLOCKS = {
@@ -36,6 +33,7 @@ def modules(target: Target) -> dict[str, str]:
         DRIVE: f'target triple = "{target.triple}"\n{_drive(DRIVE, "")}',
         TOGETHER: _together(target),
         MARK: _mark(target),
+        **crew.modules(target),
     }
 
 
@@ -72,7 +70,7 @@ def _together(target: Target) -> str:
     `_SPINS` times before it begins to offer its processor to whatever else wants to run: a stretch takes from 10 µs to
     1 ms, and a thread that slept would take 50 µs to wake.
     """
-    declaration, pause = _PAUSES[target.machine]
+    declaration, pause = PAUSES[target.machine]
     return f"""
 target triple = "{target.triple}"
 {declaration}

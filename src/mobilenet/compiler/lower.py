@@ -8,7 +8,6 @@ from typing import Literal, NamedTuple
 
 from ..arch import Layer, Network, Shape
 from . import dense, depthwise, depthwise_bytes, matrix, tiled
-from .add import Add
 from .conv import Conv
 from .dense import Dense
 from .depthwise import Depthwise
@@ -18,6 +17,7 @@ from .pointwise import Pointwise
 from .pool import Pool
 from .scale import Scale
 from .schedule import Call, Group, groups
+from .shortcut import Shortcut
 from .stages import STORED, Stage, alignment, input_channels, stages
 from .targets import Target
 from .tiled import Tiled, TiledConv
@@ -163,8 +163,10 @@ class _Lowering:
         return SIZES[STORED[self.precision]] * whole(layer.input.channels, self.unit)
 
     def _zero(self, stage: Stage) -> tuple[int, ...]:
-        """Returns what zero is in a stage's input."""
-        return self.integers.zeros.get(stage.layer.name, (0,))
+        """Returns what zero is in a stage's input; channels that only fill vectors up are 0 everywhere."""
+        layer, zero = stage.layer, self.integers.zeros.get(stage.layer.name, (0,))
+        more = input_channels(layer, self.unit) - layer.input.channels
+        return zero * layer.input.channels + (0,) * more if layer.kind == "conv" and more and zero[0] else zero
 
     def plan(self) -> Plan:
         parts: list[list[Step | None]] = [[] for _ in range(self.threads)]
@@ -230,13 +232,17 @@ class _Lowering:
             high, wide = matrix.tile_shape(self.target, width, (width,), vectors, layer.kernel * words)
             if tiles:
                 high, wide, _, _, depth = tiled.shape((width,), min(vectors, 4), words, words, tall=1)
+            if layer.adds:  # to what is there, which is gone once a tile is done
+                high = next(least for least in range(high, 0, -1) if width % least == 0)
             row = (left + layer.input.width + right) * inputs
             shape = layer.input.height, ring, row, inputs, layer.kernel, layer.stride, top, width, stored
-            facts = reads, numbers, *shape, ending, high, wide, words, nine
+            facts = reads, numbers, *shape, ending, layer.adds is not None, high, wide, words, nine
             return TiledConv(*facts, depth) if tiles else Conv(*facts)
         if layer.kind == "depthwise":
             high, wide = depthwise.tile_shape(self.target, layer.kernel, layer.output.width, min(counts))
-            across = layer.output.width, ending, self._zero(stage)[0], layer.name in self.integers.large
+            rows = layer.input.width, (high - 1) * layer.stride + layer.kernel, layer.output.width, high
+            by_columns = depthwise.by_columns(stored * SIZES[numbers], *rows)
+            across = layer.output.width, ending, self._zero(stage)[0], layer.name in self.integers.large, by_columns
             down = layer.input.height, layer.input.width, ring, stored, layer.kernel, layer.stride, top, left
             found = Depthwise(numbers, *down, *across, high, wide)
             if numbers == "u8" and depthwise_bytes.fits(found, self.target):
@@ -305,14 +311,12 @@ class _Lowering:
         return [[mine for mine in column if mine] for column in zip(*shares, strict=True)]
 
     def _with_shortcut(self, stage: Stage, step: Step) -> list[Step]:
-        """Returns the step, and after a standard convolution that of its shortcut."""
+        """Returns the step, and before a standard convolution that of its shortcut."""
         if not isinstance(step.kernel, Conv) or not stage.layer.adds:
             return [step]
         shortcut = self.by_name[stage.layer.adds]
-        return [
-            step,
-            step._replace(kernel=Add(stage.numbers, stage.pitch), extra=self._row(shortcut, shortcut.rows, 0)),
-        ]
+        kernel = Shortcut(stage.numbers, stage.pitch)
+        return [step._replace(kernel=kernel, extra=self._row(shortcut, shortcut.rows, 0)), step]
 
     def _step(self, group: Group, before: Stage | None, call: Call, part: int) -> Step:
         stage, kernel = group.stages[call.stage], self.kernels[group.stages[call.stage].name]

@@ -1,6 +1,5 @@
 """Runs a model as machine code made for it."""
 
-import ctypes
 import os
 import time
 import warnings
@@ -23,13 +22,13 @@ from ..quantized import EXACT, centred_weight, largest_sums, lower_clamp, rescal
 from ..runner import Runner
 from ..weights import Folded
 from . import store
+from .crew import Crew, system_function
 from .driver import DRIVE, MARK, STEP_WORDS, TOGETHER
 from .kernel import SIZES, Floats, Kernel, Words
 from .loader import Code
 from .lower import Integers, Plan, Step, for_floats, lower
 from .pack import aligned, pack
 from .resample import LEAST, Across, Down, Resampler
-from .stages import compiles
 from .targets import Target, choose
 
 if TYPE_CHECKING:
@@ -101,9 +100,6 @@ class NativeEngine(Runner):
         if (precision == "int8") != (model.precision == "int8"):
             fact = "is not quantised; Model.quantize makes one that is" if precision == "int8" else "is quantised"
             raise UsageError(f"precision: got {precision!r}, but the model {fact}")
-        if not compiles(model.network, precision):
-            raise UsageError(f"precision: got 'int8', but {model.network} in int8 is not compiled; predict and "
-                             "evaluate compute it in numpy")  # fmt: skip
         start = time.perf_counter()
         chosen = choose(target)
         whole = model.precision == "int8"
@@ -196,7 +192,7 @@ class _Tape:
         bases = {"arena": self._arena.ctypes.data, "weights": weights.ctypes.data, "pixels": 0}
         self.marks = [np.zeros(len(part) + 1, np.int64) for part in plan.parts] if marked else []
         self._tables = [_Table(part, code, bases, marks) for part, marks in zip_longest(plan.parts, self.marks)]
-        self._drive, self._together = code.function(DRIVE), code.function(TOGETHER)
+        self._drive = code.function(DRIVE)
         self._flags = np.zeros((len(plan.parts) + 1) * (len(self._tables[0].edges) - 1), np.int64)
         self._jobs = {bytes_: self._job(bytes_) for bytes_ in (True, False)} if len(plan.parts) > 1 else {}
         self._alone = {bytes_: (rows.ctypes.data, len(rows)) for bytes_, rows in self._tables[0].rows.items()}
@@ -204,8 +200,7 @@ class _Tape:
         stored = self._arena[plan.result : plan.result + size].view(_KINDS[plan.numbers]).reshape(plan.stored)
         self._result = stored[..., : plan.network.layers[-1].output.channels]
         self._decode = decode
-        self._helpers: ThreadPoolExecutor | None = None
-        self._process = 0
+        self._crew: Crew | None = None
 
     def _job(self, bytes_: bool) -> NDArray[np.int64]:
         """Returns what `driver.TOGETHER` takes, for pixels that are bytes or floats."""
@@ -217,7 +212,8 @@ class _Tape:
         ]
         count = len(self._tables)
         return np.array(
-            [len(parts) // count, count, self._flags.ctypes.data, _yield_address(), *chain(*parts)], np.int64
+            [len(parts) // count, count, self._flags.ctypes.data, system_function("sched_yield"), *chain(*parts)],
+            np.int64,
         )
 
     def play(self, image: NDArray[Any], out: Floats) -> None:
@@ -229,21 +225,12 @@ class _Tape:
         if self._jobs:
             job = self._jobs[bytes_].ctypes.data
             self._flags[:] = 0
-            helpers = range(1, len(self._tables))
-            helping = [self._pool(len(helpers)).submit(self._together, job, helper) for helper in helpers]
-            self._together(job, 0)
-            for help in helping:
-                if not help.cancel():  # what has not begun is not needed any more
-                    help.result()
+            if self._crew is None or self._crew.process != os.getpid():  # a process that was forked has no threads
+                self._crew = Crew(self._code, TOGETHER, len(self._tables) - 1)
+            self._crew.do(job)
         else:
             self._drive(*self._alone[bytes_])
         out[...] = self._decode(self._result).reshape(out.shape)
-
-    def _pool(self, helpers: int) -> ThreadPoolExecutor:
-        """Returns threads that sleep between images; new ones in a process that was forked, which has none."""
-        if self._helpers is None or self._process != os.getpid():
-            self._helpers, self._process = ThreadPoolExecutor(helpers), os.getpid()
-        return self._helpers
 
 
 def arena(plan: Plan) -> NDArray[np.uint8]:
@@ -373,11 +360,6 @@ def _mark(code: Code, marks: NDArray[np.int64], number: int) -> list[int]:
 def _call(step: Step, function: int, bases: dict[str, int]) -> list[int]:
     places = (bases[place.region] + place.offset for place in (step.out, step.source, step.parameters, step.extra))
     return [function, *places, step.begin, step.end]
-
-
-def _yield_address() -> int:
-    """Returns the address of the C library's sched_yield."""
-    return ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value or 0
 
 
 def load_code(kernels: Sequence[Kernel], target: Target) -> tuple[Code, Path | None]:

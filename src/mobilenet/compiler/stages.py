@@ -60,12 +60,6 @@ class Stage(NamedTuple):
         )
 
 
-def compiles(network: Network, precision: str) -> bool:
-    """Whether there are kernels for a network: for all but V2 of standard convolutions in int8, as what adds shortcuts
-    to these adds floats."""  # fmt: skip
-    return precision != "int8" or not any(layer.kind == "conv" and layer.adds for layer in network.layers)
-
-
 def stages(network: Network, target: Target, precision: str) -> list[Stage]:
     """Returns the stages of a network in the order of computation."""
     found: list[Stage] = []

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arch import MAX_WIDTH, Shape
+from ..arch import MAX_WIDTH, Pads, Shape
 from ..common.files import read_regular, shown
 from ..errors import DataError, ModelError
 from ..formats import tf_graph
@@ -20,6 +20,7 @@ from ..formats.protobuf import MAX_BYTES
 from ..formats.tf_graph import Node
 from ..model import Model, usual_preprocessing
 from ..weights import check
+from .match import NO_PADS, convolved
 from .recognise import Step, network_of, tensors_of
 
 _ADDS = ("Add", "AddV2", "BiasAdd")
@@ -74,7 +75,7 @@ class _Walk:
         self.nodes = nodes
         self.constants: dict[str, NDArray[Any] | None] = {}
         self.steps: list[Step] = []
-        self.pads: NDArray[Any] | None = None
+        self.pads: Pads | None = None
         self.computed = 0
         self.ended = False
         readers: Mapping[str, Callable[[Node], None]] = {
@@ -223,7 +224,8 @@ class _Walk:
         pads = self._constant(node, 1, 2)
         if pads.shape != (4, 2) or pads.dtype.kind != "i" or pads.min() < 0 or pads.max() > 16 or pads[[0, 3]].any():
             raise self._error(node, "it pads otherwise than a few rows and columns")
-        self.pads = pads
+        _, (top, bottom), (left, right), _ = pads.tolist()
+        self.pads = (top, bottom), (left, right)
 
     def _convolution(self, node: Node) -> None:
         weight = self._constant(node, 1, 4)
@@ -245,29 +247,16 @@ class _Walk:
         if not depthwise and self.steps and self.steps[-1].kind in _POOLS:
             self._classifier(node, weight.reshape(-1, outs))
             return
-        rows, columns = (self._padding(node, axis, height, stride) for axis in (0, 1))
+        if (padding := node.text("padding")) not in ("SAME", "VALID"):
+            raise self._error(node, f"its padding is {padding!r}")
+        channels, same = ins if depthwise else outs, padding == "SAME"
+        output, pads = convolved(self.shape, self.pads or NO_PADS, height, stride, channels, same=same)
+        if min(output[:2]) < 1:
+            raise self._error(node, f"its kernel of {height} is larger than its input {tuple(self.shape)}")
         self.pads = None
         kind: Any = "depthwise" if depthwise else "pointwise" if height == stride == 1 else "conv"
         layout = weight[..., 0] if depthwise else weight[0, 0] if kind == "pointwise" else weight
-        output = Shape(rows[0], columns[0], ins if depthwise else outs)
-        pads = rows[1], columns[1]
         self._append(Step(node.name, kind, self.shape, output, height, stride, pads, parts={"weight": layout}))
-
-    def _padding(self, node: Node, axis: int, kernel: int, stride: int) -> tuple[int, tuple[int, int]]:
-        """Returns how many outputs there are along an axis, and the zeros before and after that they do read."""
-        size = self.shape[axis]
-        before, after = (0, 0) if self.pads is None else self.pads[1 + axis].tolist()
-        match node.text("padding"):
-            case "SAME":
-                count = -(-(size + before + after) // stride)
-                before += max((count - 1) * stride + kernel - size - before - after, 0) // 2
-            case "VALID":
-                count = (size + before + after - kernel) // stride + 1
-            case other:
-                raise self._error(node, f"its padding is {other!r}")
-        if count < 1:
-            raise self._error(node, f"its kernel of {kernel} is larger than its input {tuple(self.shape)}")
-        return count, (before, max((count - 1) * stride + kernel - size - before, 0))
 
     def _dense(self, node: Node) -> None:
         if node.flag("transpose_a") or node.flag("transpose_b") or self._last(node).kind not in _POOLS:

@@ -13,8 +13,8 @@ from ..arch import Activation, Kind, Layer, Pads, Shape
 from ..common.checks import short
 from ..errors import ModelError
 from .keras_config import Op, operations
+from .match import NO_PADS, convolved
 
-_NO_PADS: Pads = ((0, 0), (0, 0))
 # Classes that change nothing when a model predicts.
 _IDENTITIES = {"Dropout", "SpatialDropout2D", "GaussianNoise", "GaussianDropout", "ActivityRegularization",
                "RandomFlip", "RandomRotation", "RandomZoom", "RandomContrast", "RandomTranslation",
@@ -94,7 +94,7 @@ class _Tracer:
             else:
                 raise ModelError(f"layer {short(op.name)} is of class {short(op.kind)}, {_why(op)}")
         end = self.values[output]
-        if end.pads != _NO_PADS or not self._is_last(end):
+        if end.pads != NO_PADS or not self._is_last(end):
             raise ModelError(f"not a MobileNet: the model's output, {short(output)}, is not that of its last layer")
         return self.graph
 
@@ -108,17 +108,17 @@ class _Tracer:
 
     def _keep(self, op: Op, value: _Value) -> None:
         self.values[op.key] = value
-        self.latest[value.layer] = value._replace(pads=_NO_PADS)
+        self.latest[value.layer] = value._replace(pads=NO_PADS)
 
     def _taken_in(self, op: Op, value: _Value) -> Layer:
         """Returns the layer that an operation becomes a part of: the last one."""
-        if value.layer < 0 or value.pads != _NO_PADS or not self._is_last(value):
+        if value.layer < 0 or value.pads != NO_PADS or not self._is_last(value):
             raise ModelError(f"layer {short(op.name)}, {op.kind}, does not follow a convolution, as in a MobileNet")
         return self.graph.layers[value.layer]
 
     def _is_last(self, value: _Value) -> bool:
         """Tells whether a value is what the last layer gives, with all that it has taken in."""
-        return value.layer == len(self.graph.layers) - 1 and value._replace(pads=_NO_PADS) == self.latest[value.layer]
+        return value.layer == len(self.graph.layers) - 1 and value._replace(pads=NO_PADS) == self.latest[value.layer]
 
     def _change(self, op: Op, value: _Value, **changes: Any) -> None:
         self.graph.layers[value.layer] = dataclasses.replace(self.graph.layers[value.layer], **changes)
@@ -129,7 +129,7 @@ class _Tracer:
             raise ModelError(f"layer {short(op.name)}, {op.kind}, does not follow the layer before it")
         self.graph.layers.append(layer)
         self.graph.weights.append(weights)
-        self._keep(op, _Value(layer.output, _NO_PADS, len(self.graph.layers) - 1))
+        self._keep(op, _Value(layer.output, NO_PADS, len(self.graph.layers) - 1))
 
     def input(self, op: Op) -> None:
         """Is where pixels come in, or where the outer model comes in to an inner."""
@@ -148,7 +148,7 @@ class _Tracer:
                 f"layer {short(op.name)}: input shape {short(shape)}, needed is (None, height, width, channels)"
             )
         height, width = (given or ours for given, ours in zip(shape[1:3], self.sides, strict=True))
-        self.latest[-1] = _Value(Shape(height, width, shape[3]), _NO_PADS, -1)
+        self.latest[-1] = _Value(Shape(height, width, shape[3]), NO_PADS, -1)
 
     def rescale(self, op: Op) -> None:
         """Multiplies and adds before the first layer."""
@@ -166,7 +166,7 @@ class _Tracer:
 
     def _scale(self, op: Op, scale: tuple[float, ...], offset: tuple[float, ...]) -> None:
         value = self._input(op)
-        if value.layer != -1 or value.pads != _NO_PADS:
+        if value.layer != -1 or value.pads != NO_PADS:
             raise ModelError(f"layer {short(op.name)}, {op.kind}, scales what is not the input")
         before, added = self.graph.scale or (1.0,), self.graph.offset or (0.0,)
         self.graph.scale = _each(lambda a, b: a * b, before, scale)
@@ -176,7 +176,7 @@ class _Tracer:
     def pad(self, op: Op) -> None:
         value, padding = self._input(op), op.config["padding"]
         (top, bottom), (left, right) = padding if isinstance(padding, list | tuple) else ((padding,) * 2,) * 2
-        if value.pads != _NO_PADS or not all(isinstance(n, int) and 0 <= n < 4 for n in (top, bottom, left, right)):
+        if value.pads != NO_PADS or not all(isinstance(n, int) and 0 <= n < 4 for n in (top, bottom, left, right)):
             raise ModelError(f"layer {short(op.name)} pads by {short(padding)}, which no MobileNet does")
         self.values[op.key] = value._replace(pads=((top, bottom), (left, right)))
 
@@ -199,15 +199,8 @@ class _Tracer:
     def _convolve(self, op: Op, kind: Kind, channels: int) -> None:
         value, kernel, stride = self._input(op), _square(op, "kernel_size"), _square(op, "strides")
         same = op.config["padding"] == "same"
-        sizes, pads = [], []
-        for size, given in zip(value.shape[:2], value.pads, strict=True):
-            padded = size + sum(given)
-            out = -(-padded // stride) if same else (padded - kernel) // stride + 1
-            needed = (out - 1) * stride + kernel
-            before = given[0] + (max(needed - padded, 0) // 2 if same else 0)
-            sizes.append(out)
-            pads.append((before, max(needed - size - before, 0)))
-        if min(sizes) < 1:
+        output, pads = convolved(value.shape, value.pads, kernel, stride, channels, same=same)
+        if min(output[:2]) < 1:
             raise ModelError(f"layer {short(op.name)} has no output at this resolution")
         bias = {"bias": (op.name, "bias")} if op.config.get("use_bias", True) else {}
         layer = Layer(
@@ -215,10 +208,10 @@ class _Tracer:
             kind,
             None,
             value.shape,
-            Shape(sizes[0], sizes[1], channels),
+            output,
             kernel,
             stride,
-            (pads[0], pads[1]),
+            pads,
             _activation(op, op.config.get("activation", "linear")),
             bias=bool(bias),
         )
@@ -285,7 +278,7 @@ class _Tracer:
 
     def global_pool(self, op: Op) -> None:
         value = self._input(op)
-        if value.pads != _NO_PADS:
+        if value.pads != NO_PADS:
             raise ModelError(f"layer {short(op.name)} pools a padding")
         kind: Kind = "max_pool" if "Max" in op.kind else "average_pool"
         pooled = Shape(1, 1, value.shape.channels)

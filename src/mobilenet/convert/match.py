@@ -10,14 +10,36 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ..arch import Conventions, Family, Layer, Network, Shape, conventions, sources, v1, v2
+from ..arch import Conventions, Family, Layer, Network, Pads, Shape, conventions, sources, v1, v2
 from ..common.checks import short
 from ..errors import ModelError, UsageError
 from ..storage import fitting
 
 _COMPARED = ("kind", "kernel", "stride", "batch_norm", "bias", "activation", "input", "output", "padding")
 _STRUCTURE = ("expand_first", "depth", "head_conv")  # conventions that decide which layers there are
+NO_PADS: Pads = ((0, 0), (0, 0))
 _MAKES: dict[Family, Callable[..., Network]] = {"v1": v1, "v2": v2}
+
+
+def convolved(size: Shape, pads: Pads, kernel: int, stride: int, channels: int, *, same: bool) -> tuple[Shape, Pads]:
+    """Returns the shape of a convolution's output, and the zeros around its input that it does read.
+
+    A side below 1 means that the kernel is larger than the input.
+
+    Args:
+        size: of the input.
+        pads: what it is padded by beforehand.
+        same: whether the convolution pads on its own, as TensorFlow's "SAME" does.
+    """
+    sides, read = [], []
+    for side, (before, after) in zip(size[:2], pads, strict=True):
+        padded = before + side + after
+        count = -(-padded // stride) if same else (padded - kernel) // stride + 1
+        needed = (count - 1) * stride + kernel
+        before += max(needed - padded, 0) // 2 if same else 0
+        sides.append(count)
+        read.append((before, max(needed - side - before, 0)))
+    return Shape(sides[0], sides[1], channels), (read[0], read[1])
 
 
 def match(layers: Sequence[Layer], epsilon: float | None, prefer: Sequence[str] = ()) -> Network:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import quantized
-from ..arch import Activation, Network, Shape
+from ..arch import Activation, Network, Pads, Shape
 from ..common.files import read_regular, shown
 from ..errors import DataError, ModelError
 from ..formats import tflite_graph, tflite_schema
@@ -25,6 +25,7 @@ from ..model import Model, usual_preprocessing
 from ..quantized import Rescale
 from ..weights import check
 from . import tflite_integer, tflite_metadata
+from .match import NO_PADS, convolved
 from .recognise import Step, network_of, tensors_of, with_scaling
 from .tflite_core import core
 from .tflite_integer import Place
@@ -118,7 +119,7 @@ class _Chain:
         self.shape = Shape(*source.shape[1:])
         self.current = graph.inputs[0]
         self.made: dict[int, int] = {}  # tensor -> the step that made it
-        self.pads: NDArray[Any] | None = None  # of a PAD before the next convolution
+        self.pads: Pads | None = None  # of a PAD before the next convolution
         self.written = {self.current}
         self.ended = False
         for operator in graph.operators:
@@ -210,7 +211,8 @@ class _Chain:
         pads = self._constant(1, "padding", 2)
         if pads.shape != (4, 2) or pads.dtype.kind != "i" or pads.min() < 0 or pads.max() > 16 or pads[[0, 3]].any():
             raise self._error("it pads otherwise than a few rows and columns")
-        self.pads = pads
+        _, (top, bottom), (left, right), _ = pads.tolist()
+        self.pads = (top, bottom), (left, right)
 
     def _convolution(self, operator: Operator) -> None:
         weight = self._numbers(1, "weight", 4)
@@ -229,8 +231,10 @@ class _Chain:
         if not depthwise and self.steps and self.steps[-1].kind in ("average_pool", "max_pool"):
             self._classifier(weight.reshape(outs, -1).T, bias, operator)
             return
-        rows, columns = (self._padding(operator, axis, height) for axis in (0, 1))
-        output = Shape(rows[0], columns[0], channels)
+        same = operator.padding == Padding.SAME
+        output, pads = convolved(self.shape, self.pads or NO_PADS, height, operator.stride[0], channels, same=same)
+        if min(output[:2]) < 1:
+            raise self._error(f"its kernel of {height} is larger than its input {tuple(self.shape)}")
         step = Step(
             self._name(),
             "depthwise" if depthwise else "pointwise" if height == operator.stride[0] == 1 else "conv",
@@ -238,25 +242,12 @@ class _Chain:
             output,
             height,
             operator.stride[0],
-            (rows[1], columns[1]),
+            pads,
             _ACTIVATIONS[operator.activation],
             parts={"weight": _layout(weight, depthwise), "bias": bias},
         )
         self.pads = None
         self._append(step)
-
-    def _padding(self, operator: Operator, axis: int, kernel: int) -> tuple[int, tuple[int, int]]:
-        """Returns how many outputs there are along an axis, and the zeros before and after that they do read."""
-        size, stride = self.shape[axis], operator.stride[axis]
-        before, after = (0, 0) if self.pads is None else self.pads[1 + axis].tolist()
-        if operator.padding == Padding.SAME:
-            count = -(-(size + before + after) // stride)
-            before += max((count - 1) * stride + kernel - size - before - after, 0) // 2
-        else:
-            count = (size + before + after - kernel) // stride + 1
-        if count < 1:
-            raise self._error(f"its kernel of {kernel} is larger than its input {tuple(self.shape)}")
-        return count, (before, max((count - 1) * stride + kernel - size - before, 0))
 
     def _dense(self, operator: Operator) -> None:
         weight = self._numbers(1, "weight", 2)

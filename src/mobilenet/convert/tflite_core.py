@@ -1,8 +1,9 @@
-"""The operators of a TFLite graph that compute its network, without those that converters leave around them.
+"""The operators of a TFLite graph that compute its network, without what converters leave around them.
 
 An int8 network has float32 or uint8 at its ends unless the converter is told otherwise: QUANTIZE is the first operator
 then, DEQUANTIZE or QUANTIZE the last. Weights of float16 each have a DEQUANTIZE of their own. Keras' Reshape of V1 asks
-for the size of the batch: SHAPE, STRIDED_SLICE and PACK compute the second input of a RESHAPE.
+for the size of the batch: SHAPE, STRIDED_SLICE and PACK compute the second input of a RESHAPE. Where one pixel is left,
+the pooling of Keras' V1 is missing, and put back here.
 """
 
 import dataclasses
@@ -11,9 +12,11 @@ import numpy as np
 
 from ..errors import ModelError
 from ..formats.tflite_graph import Graph, Operator, Quantization
-from ..formats.tflite_schema import Op, Type
+from ..formats.tflite_schema import Activation, Op, Type
 
 _OF_SHAPES = (Op.SHAPE, Op.STRIDED_SLICE, Op.PACK)
+_AFTER_CLASSIFIER = (Op.RESHAPE, Op.SQUEEZE, Op.SOFTMAX)
+_POOLINGS = (Op.AVERAGE_POOL_2D, Op.MAX_POOL_2D, Op.MEAN, Op.REDUCE_MAX)
 _WHOLE = {Type.UINT8: 0, Type.INT8: 128}  # and what makes a byte of a number of that type
 
 
@@ -34,7 +37,7 @@ def core(graph: Graph) -> Graph:
         if last.op in (Op.QUANTIZE, Op.DEQUANTIZE) and last.outputs == graph.outputs and len(last.inputs) == 1:
             _check(graph, last)
             graph = dataclasses.replace(graph, operators=graph.operators[:-1], outputs=last.inputs)
-    return graph
+    return _pooled(graph)
 
 
 def _widened(graph: Graph) -> Graph:
@@ -52,6 +55,31 @@ def _widened(graph: Graph) -> Graph:
             raise _error(operator, f"makes {target.type.name} {target.shape} of FLOAT16 {source.shape}")
         tensors[operator.outputs[0]] = dataclasses.replace(target, data=source.data.astype(np.float32))
     return dataclasses.replace(graph, tensors=tuple(tensors), operators=tuple(operators))
+
+
+def _pooled(graph: Graph) -> Graph:
+    """Returns the graph with a pooling ahead of a last convolution of one pixel: without activation it classifies."""
+    operators = list(graph.operators)
+    last = len(operators) - 1
+    while last > 0 and operators[last].op in _AFTER_CLASSIFIER:
+        last -= 1
+    if not 0 < last < len(operators) - 1 or operators[last - 1].op in _POOLINGS:
+        return graph
+    classifier = operators[last]
+    if (
+        classifier.op != Op.CONV_2D
+        or classifier.activation != Activation.LINEAR
+        or min(classifier.inputs, default=-1) < 0
+    ):
+        return graph
+    source, *parts = classifier.inputs
+    pixel = graph.tensors[source]
+    if pixel.data is not None or pixel.shape[1:3] != (1, 1):
+        return graph
+    pooled = len(graph.tensors)
+    pooling = Operator(classifier.place, Op.AVERAGE_POOL_2D, (source,), (pooled,))
+    operators[last : last + 1] = [pooling, dataclasses.replace(classifier, inputs=(pooled, *parts))]
+    return dataclasses.replace(graph, tensors=(*graph.tensors, pixel), operators=tuple(operators))
 
 
 def _check(graph: Graph, operator: Operator) -> None:

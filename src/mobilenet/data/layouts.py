@@ -71,7 +71,8 @@ class Found:
 
 def first_few(names: Collection[str]) -> str:
     """Returns the first five names as they stand in an error, and how many more there are."""
-    few = ", ".join(shown(name) for name, _ in zip(names, range(5), strict=False))
+    shown_names = [shown(name) for name, _ in zip(names, range(5), strict=False)]
+    few = ("; " if any("," in name for name in shown_names) else ", ").join(shown_names)
     return few if len(names) <= 5 else f"{few} and {len(names) - 5} more"
 
 

@@ -1,12 +1,8 @@
 """Runs a model over labelled photos: the `Evaluation` of one split, with the photos that can't be read set aside."""
 
-import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, get_args
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ..common.checks import choice, number
 from ..common.files import shown
@@ -16,7 +12,7 @@ from ..data.layouts import SetAside, Split
 from ..errors import DatasetError, PhotoError
 from ..model import Model
 from .metrics import Evaluation, Result, score
-from .predict import batches, classifier
+from .predict import answers, classifier
 
 SplitName = Literal["train", "val", "test", "all"]
 
@@ -27,7 +23,6 @@ def evaluate(
     *,
     split: SplitName | None = None,
     split_file: Path | None = None,
-    batch_size: int = 32,
     max_broken: float = 0.1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
@@ -38,9 +33,8 @@ def evaluate(
         split: "train", "val", "test" or "all"; None takes test if there is one, else val, else all.
         split_file: where the model's training wrote its split, `training/split.jsonl` in the model folder, so that no
             photo it learned from is taken for val; only for a folder or list, and only where there is such a file.
-        batch_size: photos that go through the network at once.
         max_broken: share of the photos that may be unreadable; they are set aside and named in the result.
-        progress: is called with the photos done and their number after each batch.
+        progress: is called with the photos done and their number after each photo.
 
     Raises:
         DatasetError: names the classes the model does not know, the empty split, or the first broken photos where
@@ -54,20 +48,14 @@ def evaluate(
     name, chosen = _choose(known, split)
     results: list[Result] = []
     broken: list[SetAside] = []
-    left = iter(chosen)
-    for batch in batches((known.path(photo) for photo in chosen), model.preprocessing, batch_size):
-        good: list[Photo] = []
-        pixels: list[NDArray[np.uint8]] = []
-        for photo, (path, decoded) in zip(itertools.islice(left, len(batch)), batch, strict=True):
-            if isinstance(decoded, PhotoError):
-                broken.append(SetAside(photo.path, str(decoded).removeprefix(f"{shown(path)}: ")))
-            else:
-                good.append(photo)
-                pixels.append(decoded)
-        if len(broken) > max_broken * len(chosen) or len(broken) == len(chosen):
-            raise DatasetError(_too_many(known, broken, len(chosen), max_broken))
-        if good:
-            results += score([p.path for p in good], [p.label for p in good], engine(np.stack(pixels)))
+    paths = (known.path(photo) for photo in chosen)
+    for photo, found in zip(chosen, answers(paths, model.preprocessing, engine), strict=True):
+        if isinstance(found, PhotoError):
+            broken.append(SetAside(photo.path, str(found).removeprefix(f"{shown(known.path(photo))}: ")))
+            if len(broken) > max_broken * len(chosen) or len(broken) == len(chosen):
+                raise DatasetError(_too_many(known, broken, len(chosen), max_broken))
+        else:
+            results += score([photo.path], [photo.label], found[0][None])
         if progress:
             progress(len(results) + len(broken), len(chosen))
     return Evaluation(known.root, model.labels, name, tuple(results), tuple(broken), known.notes)

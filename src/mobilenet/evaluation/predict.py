@@ -1,4 +1,4 @@
-"""Labels for photos as a stream: paths in, decoded ahead in threads, one `Row` out for each, in the same order.
+"""Labels for photos as a stream: paths in, one `Row` out for each, in the same order, worked on ahead in threads.
 
 A photo that can't be read becomes a row with its error and the rest goes on. Memory does not grow with the number of
 photos: paths, pixels and rows are all passed on as they come.
@@ -11,31 +11,26 @@ import json
 import os
 import sys
 import unicodedata
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Literal, TextIO, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .. import photos
 from ..common.checks import choice, integer
 from ..common.files import shown
-from ..common.parallel import processors
+from ..common.parallel import in_order
 from ..data.layouts import EXTENSIONS
 from ..errors import DataError, PhotoError, UsageError
 from ..model import Model, Prediction, softmax
 from ..photos.preprocessing import Preprocessing
-from ..runner import Runner
+from ..runner import Floats, Runner
 
 Format = Literal["table", "jsonl", "json", "csv"]
 
-DECODERS = min(4, processors())  # threads: a decoded photo takes 1 to 5 ms, the network more
-AHEAD = 4  # photos a thread that are begun or done before the first of them is taken: one may take long
-BATCH_BYTES = 1 << 26  # 8 photos of 1672x1672; larger inputs go in smaller batches
 LINE_LIMIT = 1 << 16  # bytes of one path in a list: 16 times Linux' longest
 TABLE_PATH, TABLE_LABEL = 48, 40  # widest columns of the table; longer names are cut in the middle
 TABLE_HEAD = 16  # rows that are looked at before the first is printed, for the widths
@@ -135,38 +130,25 @@ def _under(path: str) -> Iterator[Path]:
         yield Path(path)
 
 
-# ------------------------------------------------------------------------------------------------- photos to pixels
-
-Decoded = tuple[Path, NDArray[np.uint8] | PhotoError]
+# ------------------------------------------------------------------------------------------------- photos to logits
 
 
-def batches(paths: Iterable[Path], preprocessing: Preprocessing, batch_size: int) -> Iterator[list[Decoded]]:
-    """Decodes photos in a few threads, one batch ahead, and gives them in order: lists of (path, pixels or error).
+def answers(
+    paths: Iterable[Path], preprocessing: Preprocessing, *engines: Runner
+) -> Iterator[list[Floats] | PhotoError]:
+    """Gives each engine's logits of each photo, or why it can't be read, in order.
 
-    At most 64 MiB of pixels make a batch, whatever `batch_size` says.
+    There is a thread for each of the first engine's, in which a photo goes from its file to its logits.
     """
-    integer("batch_size", batch_size, 1, 65536)
-    size = preprocessing.height * preprocessing.width * preprocessing.channels
-    count = max(1, min(batch_size, BATCH_BYTES // size))
-    pool = ThreadPoolExecutor(DECODERS, "decode")
-    waiting: deque[Future[Decoded]] = deque()
-    left = iter(paths)
-    try:
-        while True:
-            wanted = 2 * count - len(waiting)
-            waiting.extend(pool.submit(_decode, path, preprocessing) for path in itertools.islice(left, wanted))
-            if not waiting:
-                return
-            yield [waiting.popleft().result() for _ in range(min(count, len(waiting)))]
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return in_order(partial(_answer, preprocessing, engines), paths, engines[0].threads)
 
 
-def _decode(path: Path, preprocessing: Preprocessing) -> Decoded:
+def _answer(preprocessing: Preprocessing, engines: Sequence[Runner], path: Path) -> list[Floats] | PhotoError:
     try:
-        return path, photos.pixels(_photo(path), preprocessing)
+        pixels = photos.pixels(_photo(path), preprocessing, resampler=engines[0].resampler)
     except PhotoError as error:
-        return path, error
+        return error
+    return [engine.one(pixels) for engine in engines]
 
 
 def _photo(path: Path) -> Path:
@@ -186,7 +168,8 @@ def predict_paths(model: Model, paths: Iterable[Path], *, top: int = 5) -> Itera
         UsageError: the model has no classifier, or `top` is not a positive whole number.
     """
     integer("top", top, 1, 1_000_000)
-    return _predicted(classifier(model), model, paths, top)
+    engine = classifier(model)
+    return in_order(partial(_row, engine, model, top), paths, engine.threads)
 
 
 def classifier(model: Model) -> Runner:
@@ -196,28 +179,11 @@ def classifier(model: Model) -> Runner:
     return model.engine
 
 
-def _predicted(engine: Runner, model: Model, paths: Iterable[Path], top: int) -> Iterator[Row]:
-    """Has a thread for each processor, in which a photo goes from its file to its row."""
-    pool = ThreadPoolExecutor(engine.threads, "photo")
-    waiting: deque[Future[Row]] = deque()
-    left = iter(paths)
-    try:
-        while True:
-            wanted = AHEAD * engine.threads - len(waiting)
-            waiting.extend(pool.submit(_row, engine, model, path, top) for path in itertools.islice(left, wanted))
-            if not waiting:
-                return
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _row(engine: Runner, model: Model, path: Path, top: int) -> Row:
-    try:
-        pixels = photos.pixels(_photo(path), model.preprocessing, resampler=engine.resampler)
-    except PhotoError as error:
-        return Row(path, error=str(error).removeprefix(f"{shown(path)}: "))
-    logits = engine.one(pixels)
+def _row(engine: Runner, model: Model, top: int, path: Path) -> Row:
+    found = _answer(model.preprocessing, [engine], path)
+    if isinstance(found, PhotoError):
+        return Row(path, error=str(found).removeprefix(f"{shown(path)}: "))
+    [logits] = found
     if not np.isfinite(logits).all():
         return Row(path, error="the model's answer is not finite; are its weights whole?")
     return Row(path, tuple(Prediction(softmax(logits), model.labels).top(top)))

@@ -64,7 +64,9 @@ _KEPT = 1 << 23
 _WHITE = 255
 """What is seen through transparent pixels."""
 _HARMLESS = "extraneous bytes before marker"
-"""A warning of libjpeg after which every pixel is as it was saved. After one about the header simplejpeg gives none."""
+"""A warning of libjpeg after which every pixel is as it was saved."""
+_SAMPLING = "subsampling level"
+"""In libjpeg-turbo's error for a JPEG of sampling factors it does not know. Pillow would, and read damaged ones too."""
 
 
 def open_bytes(path: Path | str) -> bytes:
@@ -234,6 +236,8 @@ def _decoded_jpeg(header: Header, minimum: tuple[int, int] | None, words: bool =
     except ValueError as error:
         if "premature end" in str(error).lower():
             raise PhotoError("truncated: the JPEG's pixel data ends early") from None
+        if _SAMPLING in str(error):
+            raise PhotoError("is a JPEG with unusual sampling of colours; save it with 4:4:4, 4:2:2 or 4:2:0") from None
         if _HARMLESS not in str(error):
             raise
         decoded = read(strict=False)

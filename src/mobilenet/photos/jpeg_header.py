@@ -3,7 +3,9 @@
 Source: ITU-T T.81, annex B. A lossless JPEG (SOF3) makes scaled decoders write past their buffers (found by test in
 Pillow 12.3 and simplejpeg 1.9), so the walk lets pass only what it knows: SOF0, SOF1 and SOF2 with Huffman coding,
 8 bits and 1, 3 or 4 components. Where libjpeg would search for the next marker in garbage, the walk refuses; so both
-see the same segments.
+see the same segments. What libjpeg warns of in a header that it then reads as everybody does (another revision of JFIF,
+Adobe's transforms beyond the known, a sequential scan's bounds) is put right for the decoder, for which a warning is
+damage.
 """
 
 import re
@@ -23,13 +25,18 @@ from .limits import (
 )
 
 _SOF0, _SOF2, _DHT, _EOI, _SOS, _DQT, _DRI = 0xC0, 0xC2, 0xC4, 0xD9, 0xDA, 0xDB, 0xDD
-_APP0, _APP1, _APP15, _COM = 0xE0, 0xE1, 0xEF, 0xFE
+_APP0, _APP1, _APP14, _APP15, _COM = 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
 _REFUSED = (
     dict.fromkeys((0xC3, 0xC7, 0xCB, 0xCF), "a lossless JPEG")
     | dict.fromkeys((0xC9, 0xCA, 0xCC, 0xCD, 0xCE), "a JPEG with arithmetic coding")
     | dict.fromkeys((0xC5, 0xC6, 0xDE, 0xDF), "a hierarchical JPEG")
     | {0xDC: "a JPEG whose height comes after the picture (DNL)"}
 )
+
+_WHOLE_SCAN = bytes((0, 63, 0))
+"""First and last coefficient and approximation, as a sequential scan has to announce them."""
+_TRANSFORMS = {3: 1, 4: 2}
+"""By components, the number of Adobe's transform (YCbCr, YCCK) that libjpeg takes for granted where it knows none."""
 
 # Starts with a literal so that `re` searches with memchr: 0.08 ms for 100 kB, a loop of bytes.find takes twice that.
 _MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
@@ -88,10 +95,8 @@ class _Frame:
         components = set(contents[1 : 1 + 2 * count : 2])
         if not components <= self.unfinished.keys():
             raise PhotoError("damaged: a scan of the JPEG is for a component that its frame does not have")
-        first, last, approximation = contents[-3:]
+        first, last, approximation = contents[-3:] if self.progressive else _WHOLE_SCAN
         self.seen |= components
-        if not self.progressive:
-            first, last, approximation = 0, 63, 0
         if approximation & 15 == 0:
             for component in components:
                 self.unfinished[component].difference_update(range(first, last + 1))
@@ -117,6 +122,17 @@ def _frame(marker: int, contents: bytes) -> _Frame:
     return _Frame(marker == _SOF2, width, height, {name: set(range(64)) for name in identifiers}, kind)
 
 
+def _with(values: dict[int, bytes], contents: bytes | memoryview) -> bytes | memoryview:
+    """Returns a file that has these values at these places, copied only if it has others."""
+    others = {place: value for place, value in values.items() if contents[place : place + len(value)] != value}
+    if not others:
+        return contents
+    copy = bytearray(contents)
+    for place, value in others.items():
+        copy[place : place + len(value)] = value
+    return memoryview(copy)
+
+
 def read_jpeg(data: bytes) -> Header:
     """Reads a JPEG's header and walks over its segments up to EOI; what follows that is left out.
 
@@ -124,6 +140,8 @@ def read_jpeg(data: bytes) -> Header:
     """
     frame: _Frame | None = None
     orientation, ancillary, scans, marker, end = 1, 0, 0, 0, 0
+    understood: dict[int, bytes] = {}
+    transforms: list[int] = []
     for index, (marker, start, end) in enumerate(_segments(data)):
         check_count(index + 1, MAX_PARTS, "JPEG segments")
         if marker in _REFUSED:
@@ -139,11 +157,17 @@ def read_jpeg(data: bytes) -> Header:
             check_count(scans, MAX_SCANS, "JPEG scans")
             check_count(scans * frame.width * frame.height, MAX_SCAN_PIXELS, "pixels in all JPEG scans together")
             frame.scan(data[start:end])
+            if not frame.progressive:
+                understood[end - 3] = _WHOLE_SCAN
         elif _APP0 <= marker <= _APP15 or marker == _COM:
             ancillary += end - start
             check_count(ancillary, MAX_ANCILLARY, "bytes of text, profiles and the like")
             if marker == _APP1 and data[start : start + 6] == b"Exif\0\0":
                 orientation = exif_orientation(data[start:end])
+            elif marker == _APP0 and data[start : start + 5] == b"JFIF\0" and end - start >= 14:
+                understood[start + 5] = b"\1"
+            elif marker == _APP14 and data[start : start + 5] == b"Adobe" and end - start >= 12:
+                transforms.append(start + 11)
         elif marker not in (_DHT, _DQT, _DRI, _EOI, 0):
             raise PhotoError(f"damaged: unknown JPEG marker {marker:#04x}")
     if frame is None or not scans:
@@ -154,4 +178,7 @@ def read_jpeg(data: bytes) -> Header:
         raise PhotoError(f"truncated: the JPEG's last scans are missing, it ends after {len(data):,} bytes")
     # Only the decoder can tell whether the last scan is whole: with the EOI there, it warns when bits are missing.
     contents = memoryview(data)[:end] if marker == _EOI else data + b"\xff\xd9"
+    usual = _TRANSFORMS.get(len(frame.unfinished), 0)
+    understood |= {place: bytes((usual,)) for place in transforms if data[place] not in (0, usual)}
+    contents = _with(understood, contents)
     return Header(frame.kind, frame.width, frame.height, contents, orientation, len(frame.unfinished))

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..common.progress import Progress
 from ..common.text import bytes_text, table_text
 from ..errors import DataError, PhotoError
-from ..evaluation.predict import batches, photo_paths
+from ..evaluation.predict import answers, photo_paths
 from ..model import Model
 from ..runner import runner
 from .quantize import Quantized, evenly, labelled
@@ -73,17 +72,12 @@ def compare(
     """
     taken = _others(list(_listed(model, photos)), quantized.paths, count)
     engines = runner(model), runner(quantized.model)
-    found: list[tuple[NDArray[Any], NDArray[Any], int | None]] = []
-    pixels: list[NDArray[np.uint8]] = []
-    labels = iter(label for _, label in taken)
-    for batch in batches((path for path, _ in taken), model.preprocessing, 32):
-        good = [
-            (item, label) for (_, item), label in zip(batch, labels, strict=False) if not isinstance(item, PhotoError)
-        ]
-        if good:
-            pixels = [item for item, _ in good]
-            answers = (engine(np.stack(pixels)).argmax(-1) for engine in engines)
-            found += zip(*answers, (label for _, label in good), strict=True)
+    found: list[tuple[int, int, int | None]] = []
+    paths = (path for path, _ in taken)
+    for (_, label), answer in zip(taken, answers(paths, model.preprocessing, *engines), strict=True):
+        if not isinstance(answer, PhotoError):
+            before, after = (int(logits.argmax()) for logits in answer)
+            found.append((before, after, label))
         if progress:
             progress(len(found), len(taken))
     if not found:
@@ -99,7 +93,7 @@ def compare(
         top1,
         quantized.ratios,
         (_bytes(model), _bytes(quantized.model)),
-        (_seconds(model, pixels[-1]), _seconds(quantized.model, pixels[-1])),
+        (_seconds(model), _seconds(quantized.model)),
     )
 
 
@@ -125,10 +119,11 @@ def _bytes(model: Model) -> int:
     return sum(tensor.nbytes for tensor in model.tensors.values())
 
 
-def _seconds(model: Model, image: NDArray[np.uint8]) -> float:
+def _seconds(model: Model) -> float:
     engine, times = runner(model, 1), []
+    image = np.zeros(model.network.input, np.uint8)  # of whatever pixels, it takes as long
     for _ in range(_TIMED + 1):  # the first one prepares
         began = time.perf_counter()
-        engine(image[np.newaxis])
+        engine.one(image)
         times.append(time.perf_counter() - began)
     return float(np.median(times[1:]))

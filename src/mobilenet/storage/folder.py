@@ -255,6 +255,8 @@ def _read_config(path: Path) -> bytes:
         return read_regular(path, strict_json.LIMIT, follow_symlinks=False)
     except DataError as error:
         hint = f"; a model is a folder with {CONFIG} and {WEIGHTS}" if not os.path.lexists(path) else ""
+        if os.path.isfile(path.parent):
+            hint += ", which `mobilenet import` makes of another program's file"
         raise ModelError(f"{error}{hint}") from error
 
 

@@ -1,4 +1,7 @@
-"""A shortcut added to a standard convolution's output in place: only the twin of standard convolutions has it."""
+"""A shortcut, copied to where a standard convolution then adds to it: only the twin of such convolutions has one.
+
+These have no address to spare: `extra`, where pointwise convolutions find theirs, is their row of zeros.
+"""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,8 +13,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Add(Kernel):
-    """Is the kernel; called with rows begin..end, adds those of `extra` to those of the output.
+class Shortcut(Kernel):
+    """Is the kernel; called with rows begin..end, copies those of `extra` to those of the output.
 
     Attributes:
         numbers: that they are.
@@ -31,9 +34,6 @@ class Add(Kernel):
         out, extra = (part.shaped(self.length, 1, numbers=self.numbers) for part in (code.out, code.extra))
 
         def row(y: "Index") -> None:
-            def vector(x: "Index") -> None:
-                out.at(y, x).store(code.add(out.at(y, x).load(), extra.at(y, x).load()))
-
-            code.loop(0, self.length, code.lanes, vector)
+            code.loop(0, self.length, code.lanes, lambda x: out.at(y, x).store(extra.at(y, x).load(whole=True)))
 
         code.loop(code.begin, code.end, 1, row)
