@@ -3,8 +3,10 @@
 import importlib
 import importlib.util
 import json
+import os
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from mobilenet.export.tflite import tflite
 from mobilenet.formats import tflite_graph
 from mobilenet.formats.tflite_schema import Op, Type
 from mobilenet.model import Model
+from mobilenet.photos import pixels
 from mobilenet.photos.preprocessing import Preprocessing
 from mobilenet.quantization.quantize import quantize
 from mobilenet.quantization.sweep import Choices
@@ -283,6 +286,20 @@ def test_openvino_gives_the_same_bits_without_shortcuts(rescale: Rescale, tmp_pa
     photos = np.concatenate([random_bytes(network, 4), random_pixels(network, 4)])
     found = np.concatenate([compiled([photo[None].transpose(0, 3, 1, 2)])[0] for photo in photos])
     assert (found == integer.forward(network, model.tensors, photos)).all()
+
+
+@pytest.mark.skipif("MOBILENET_DATA" not in os.environ, reason="MOBILENET_DATA")
+@FORMATS
+@pytest.mark.parametrize("rescale", ["float", "full"])
+def test_real_photos_give_the_same_bits(format: str, rescale: Rescale, tmp_path: Path) -> None:
+    """A real model, all 250 photos; benchmarks/runtimes.py has more models and OpenVINO."""
+    data = Path(os.environ["MOBILENET_DATA"])
+    with ZipFile(data / "photos.zip") as archive:
+        archive.extractall(tmp_path)
+    source = mobilenet.convert(data / "models/vww_96_float.tflite")
+    photos = np.stack([pixels(path, source.preprocessing) for path in sorted(tmp_path.glob("photos/*"))])
+    model = source.quantize(photos[:32], rescale=rescale)
+    assert (run(model, format, photos) == integer.forward(model.network, model.tensors, photos)).all()
 
 
 def test_machine_code_of_bytes_throughout_is_exported(tmp_path: Path) -> None:

@@ -351,6 +351,10 @@ def test_a_pooling_s_ratio_rounds_every_sum_the_same(pixels: int) -> None:
         assert all((np.rint(way[near]) == np.rint(ways[0][near])).all() for way in ways)
 
 
+def test_a_pooling_whose_output_is_far_coarser_keeps_its_ratio() -> None:
+    assert short.pooling_ratio(0.01, 49) == 0.01
+
+
 def test_tensors_that_shortcuts_connect_have_one_range() -> None:
     network = v2(0.25, 64, 7)
     source, pixels = random_model(network), pictures(network, 4)
