@@ -16,13 +16,13 @@ from mobilenet.engine import Engine
 from mobilenet.errors import DataError, ModelError, UsageError
 from mobilenet.model import Model, load
 from mobilenet.photos.preprocessing import Preprocessing
-from mobilenet.quantization import folded, ranges
+from mobilenet.quantization import folded, ranges, short
 from mobilenet.quantization.comparison import compare
 from mobilenet.quantization.equalise import equalised
 from mobilenet.quantization.quantize import evenly, quantize, usual_count
 from mobilenet.quantization.rounding import covariance, rounded
 from mobilenet.quantization.sweep import Choices, Sweep
-from mobilenet.reference import outputs, tolerances
+from mobilenet.reference import forward, outputs, tolerances
 from mobilenet.weights import fold
 from model_makers import random_model
 from small_members import random_pixels, small_members
@@ -308,3 +308,92 @@ def test_without_labels_the_answers_are_compared_alone(folder: Path, tmp_path: P
     (tmp_path / "none" / "x.jpg").write_bytes(b"no photo")
     with pytest.raises(DataError, match="none: no photo can be read"):
         compare(model, made, tmp_path / "none")
+
+
+def test_short_multipliers_give_the_same_in_any_order() -> None:
+    """Bias added before or after the product, with or without a rounding between; of all that is not clamped."""
+    generator = np.random.default_rng(0)
+    for most in (0, 1, 100, 1000, 30_000):
+        least = generator.uniform(1e-6, 0.1, 200)
+        steps = generator.uniform(-most, most, 200)
+        multiplier = short.multipliers(least, steps, 255)
+        assert (multiplier >= least.astype(np.float32)).all()
+        assert multiplier.dtype == np.float32
+        bias = np.rint(steps / multiplier)
+        wanted = generator.uniform(-1, 256, (2000, 200))  # where sums end, and where products are halves
+        wanted[::2] = np.floor(wanted[::2]) + 0.5
+        sums = np.rint(wanted / multiplier) - bias
+        exact = (sums + bias) * multiplier.astype(np.float64)
+        first = (sums + bias).astype(np.float32) * multiplier
+        last = sums.astype(np.float32) * multiplier + bias.astype(np.float32) * multiplier
+        assert (first == exact).all()
+        assert (last == exact).all()
+
+
+def test_short_multipliers_are_little_above_what_is_needed() -> None:
+    least = np.geomspace(1 / 1000, 1, 100)
+    assert (short.multipliers(least, np.zeros(100), 255) / least).max() < 1 + 2 * 1000 / (1 << 15) + 1e-6
+    assert (short.logit_multipliers(least) / least).max() <= 1 + 1 / 8
+    assert {float(x).hex() for x in short.logit_multipliers(np.array([1.0, 1.1, 1.9]))} == {
+        "0x1.0000000000000p+0", "0x1.2000000000000p+0", "0x1.0000000000000p+1"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("pixels", [1, 4, 9, 16, 25, 35, 49, 64, 196])
+def test_a_pooling_s_ratio_rounds_every_sum_the_same(pixels: int) -> None:
+    for most in (1.0, 1.9, 3.3, 7.5):
+        ratio = short.pooling_ratio(most, pixels)
+        assert most - 0.5 <= ratio <= most
+        sums, one = np.arange(255 * pixels + 1, dtype=np.float32), np.float32(1)
+        ways = [sums * np.float32(ratio / pixels), sums / np.float32(pixels) * np.float32(ratio)]
+        ways.append(sums * (np.float32(ratio) * (one / np.float32(pixels))))
+        near = ways[0] < 255
+        assert all((np.rint(way[near]) == np.rint(ways[0][near])).all() for way in ways)
+
+
+def test_a_pooling_whose_output_is_far_coarser_keeps_its_ratio() -> None:
+    assert short.pooling_ratio(0.01, 49) == 0.01
+
+
+def test_tensors_that_shortcuts_connect_have_one_range() -> None:
+    network = v2(0.25, 64, 7)
+    source, pixels = random_model(network), pictures(network, 4)
+    model = quantize(source, pixels, Choices("minmax", rescale="full")).model
+    quantized.check(network, model.tensors, "full")
+    chains: list[set[str]] = []
+    for layer in network.layers:
+        if layer.adds:
+            chain = next((chain for chain in chains if layer.adds in chain), None)
+            chains += [chain := {layer.adds}] if chain is None else []
+            chain.add(layer.name)
+            assert model.tensors[f"{layer.name}.sum_multiplier"].tolist() == [1, 1]
+            assert model.tensors[f"{layer.name}.sum_zero"] == model.tensors[f"{layer.name}.zero"]
+    assert len(chains) == 6
+    assert "stem" in chains[0], "with its ReLU6, whose 6 is a value"
+    zero, high, scale = (model.tensors[f"stem.{part}"][0] for part in ("zero", "high", "scale"))
+    assert (high - zero) * scale == 6 or high == 255
+    sums = outputs(network, source.tensors, pixels, scaling=(source.preprocessing.mean, source.preprocessing.std))
+    for name in chains[0]:
+        zero, scale = (model.tensors[f"{name}.{part}"][0] for part in ("zero", "scale"))
+        assert -(zero + 1) * scale <= sums[name].min() <= sums[name].max() <= (256 - zero) * scale
+    for chain in chains:
+        for part in ("scale", "zero"):
+            assert len({float(model.tensors[f"{name}.{part}"][0]) for name in chain}) == 1
+    zeros = [int(model.tensors[f"{layer.name}.zero"][0]) for layer in network.layers]
+    assert not any(zero % 2 for zero in zeros), "halves are rounded to even numbers with and without the zero point"
+
+
+def test_full_is_near_the_float_model_and_its_logits_have_room(tmp_path: Path) -> None:
+    network = v2(0.25, 64, 7)
+    source = random_model(network)
+    pixels = pictures(network, 12)
+    model = source.quantize(pixels[:8], rescale="full")
+    assert (model.precision, model.rescale) == ("int8", "full")
+    model.save(tmp_path / "model")
+    again = load(tmp_path / "model")
+    expected = forward(network, source.tensors, pixels, scaling=(source.preprocessing.mean, source.preprocessing.std))
+    found = integer.forward(network, again.tensors, pixels)
+    assert np.abs(found - expected).mean() < 0.3 * expected.std()
+    step, zero = (model.tensors[f"classifier.{part}"][0] for part in ("scale", "zero"))
+    assert expected[:8].max() < (255 - zero) * step / 1.05
+    assert expected[:8].min() >= -(zero + 1) * step

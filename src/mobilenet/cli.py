@@ -335,6 +335,7 @@ def _import(args: Arguments) -> int:
 
 def _quantize_arguments(parser: argparse.ArgumentParser) -> None:
     from .quantization.ranges import METHODS
+    from .quantization.sweep import RESCALES
 
     parser.add_argument("model", type=Path, help="model folder, float32")
     parser.add_argument("--photos", type=Path, required=True, help="folder of what it will see; labels are not needed")
@@ -342,6 +343,7 @@ def _quantize_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, metavar="N", help="photos to measure on (default 48, more of small ones)")
     parser.add_argument("--ranges", choices=METHODS, default=METHODS[-1], help="how to choose them (default mse)")
     parser.add_argument("--equalise", action="store_true", help="scale channels to similar ranges first")
+    parser.add_argument("--rescale", choices=RESCALES, default=RESCALES[0], help="full: exports compute the same bits")
 
 
 def _quantize(args: Arguments) -> int:
@@ -353,7 +355,7 @@ def _quantize(args: Arguments) -> int:
     if args.output.resolve() == args.model.resolve():
         raise UsageError(f"output: {args.output} is the float32 model, which would be lost; choose another folder")
     model = load(args.model)
-    choices = Choices(args.ranges, equalise=args.equalise)
+    choices = Choices(args.ranges, equalise=args.equalise, rescale=args.rescale)
     made = quantize(model, args.photos, choices, count=args.count, progress=_progress("quantising"))
     made.model.save(args.output)
     found = compare(model, made, args.photos, progress=_progress("comparing"))

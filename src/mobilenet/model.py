@@ -217,11 +217,12 @@ class Model:
         self.__dict__.pop("engine", None)
         return done
 
-    def quantize(self, images: str | Path | NDArray[np.uint8]) -> "Model":
+    def quantize(self, images: str | Path | NDArray[np.uint8], *, rescale: Rescale = "float") -> "Model":
         """Returns the int8 model of this one: a quarter of the size, and faster where it is compiled.
 
         Args:
             images: a few dozen of what the model will see, labels are not needed: uint8 [N, H, W, 3], or a folder.
+            rescale: "full" for a model whose exports compute the same bits where there are shortcuts too.
 
         Raises:
             UsageError: the images are none; this is an int8 model.
@@ -229,8 +230,9 @@ class Model:
             ModelError: names the tensor with NaN or infinity, or the layer whose sums would not fit an int32.
         """
         from .quantization.quantize import quantize
+        from .quantization.sweep import Choices
 
-        return quantize(self, images).model
+        return quantize(self, images, Choices(rescale=rescale)).model
 
     def without_top(self) -> "Model":
         """Returns the model that ends with the last feature map; it shares this one's arrays."""

@@ -98,7 +98,7 @@ def export(model: Model, path: str | os.PathLike[str], format: str | None = None
     known = FORMATS[format]
     if model.precision not in known.precisions:
         raise UsageError(f"{format}: the model is {model.precision}, needed is {' or '.join(known.precisions)}")
-    if model.precision == "int8" and model.rescale != "float" and format != "native":
+    if model.precision == "int8" and model.rescale == "fixed" and format != "native":
         raise UsageError(f"{format}: the model computes as the TFLite file that it came from; use that file")
     for name in options:
         if name not in known.options:

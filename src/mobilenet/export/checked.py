@@ -1,7 +1,7 @@
 """ONNX and TFLite files run in their runtimes and compared with the reference; written only if they agree.
 
-An int8 model's reference is `integer`. Runtimes round otherwise, so that its outputs are compared within
-`int8.tolerance`, not bit for bit.
+An int8 model's reference is `integer`. Where the file's scales give just its multipliers (`int8.Quantised.exact`) the
+outputs must be the same bits; where they don't, outputs are compared within `int8.tolerance`.
 """
 
 import importlib.util
@@ -29,7 +29,7 @@ def write_onnx(
     model: Model, path: Path, *, pixels: bool = False, softmax: bool = False, check: bool = True
 ) -> Exported:
     """Writes an ONNX file; arguments and errors as `export`."""
-    from .onnx import onnx
+    from .onnx import exact, onnx
 
     check_tensors(model.network, model.tensors, model.precision, model.rescale)
     data = onnx(model, pixels=pixels, softmax=softmax)
@@ -39,17 +39,20 @@ def write_onnx(
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        # On x86 without VNNI its fast products of uint8 and int8 saturate; these are the exact ones.
+        options.add_session_config_entry("session.x64quantprecision", "1")
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         source = photos if pixels else _input(model, photos).transpose(0, 3, 1, 2)
         found = np.asarray(session.run(None, {session.get_inputs()[0].name: source})[0])
         return found.transpose(0, 2, 3, 1) if found.ndim == 4 else found
 
-    return _write(model, path, data, "onnx", ("onnxruntime", "onnx"), run if check else None, softmax)
+    runtime = "onnxruntime", "onnx"
+    return _write(model, path, data, "onnx", runtime, run if check else None, softmax, exact(model))
 
 
 def write_tflite(model: Model, path: Path, *, softmax: bool = False, check: bool = True) -> Exported:
     """Writes a TFLite file; arguments and errors as `export`."""
-    from .tflite import tflite
+    from .tflite import exact, tflite
 
     check_tensors(model.network, model.tensors, model.precision, model.rescale)
     data = tflite(model, softmax=softmax)
@@ -63,7 +66,9 @@ def write_tflite(model: Model, path: Path, *, softmax: bool = False, check: bool
         interpreter.invoke()
         return np.asarray(interpreter.get_tensor(interpreter.get_output_details()[0]["index"]))
 
-    return _write(model, path, data, "tflite", ("ai-edge-litert", "litert"), run if check else None, softmax)
+    return _write(
+        model, path, data, "tflite", ("ai-edge-litert", "litert"), run if check else None, softmax, exact(model)
+    )
 
 
 def _write(
@@ -74,13 +79,16 @@ def _write(
     runtime: tuple[str, str],
     run: Callable[[NDArray[np.uint8]], Floats] | None,
     probabilities: bool,
+    exact: bool,
 ) -> Exported:
     checked, difference = f"not checked: it was not run in {runtime[0]}", None
     if run is not None:
         _need(path, *runtime)
-        difference, allowed = _compare(model, run, probabilities, f"{shown(path)}: {runtime[0]}")
-        rounding = f"{difference:.2g} from the reference (rounding allows {allowed:.2g})"
-        checked = f"run in {runtime[0]} {version(runtime[0])}: at most {rounding}"
+        difference, allowed = _compare(model, run, probabilities, f"{shown(path)}: {runtime[0]}", exact)
+        found = "the model's outputs, to the last bit"
+        if allowed:
+            found = f"at most {difference:.2g} from the reference (rounding allows {allowed:.2g})"
+        checked = f"run in {runtime[0]} {version(runtime[0])}: {found}"
     write_atomic(path, data)
     return Exported({str(path): len(data)}, format, checked, difference)
 
@@ -94,11 +102,11 @@ def _need(path: Path, package: str, extra: str) -> None:
 
 
 def _compare(
-    model: Model, run: Callable[[NDArray[np.uint8]], Floats], probabilities: bool, who: str
+    model: Model, run: Callable[[NDArray[np.uint8]], Floats], probabilities: bool, who: str, exact: bool = False
 ) -> tuple[float, float]:
     """Returns the largest difference from the reference, and how large one there may be; raises a `GateError`."""
     photo = _photo(model)
-    expected, allowed = _expected(model, photo)
+    expected, allowed = _expected(model, photo, exact)
     if probabilities and model.network.include_top:
         expected, allowed = _softmax(expected, allowed)
     found = run(photo)
@@ -107,17 +115,18 @@ def _compare(
     difference = np.abs(found - expected)
     if not (difference <= allowed).all():
         worst = np.nanargmax(difference - allowed) if np.isfinite(difference).any() else 0
-        raise GateError(
-            f"{who} gives {found.flat[worst]} where the reference has {expected.flat[worst]}; a difference of "
-            f"{allowed.flat[worst]:.2g} would be rounding; nothing was written"
-        )
+        room = allowed.flat[worst]
+        needed = f"a difference of {room:.2g} would be rounding" if room else "this file must give the same bits"
+        raise GateError(f"{who} gives {found.flat[worst]} where the reference has {expected.flat[worst]}; {needed}; "
+                        "nothing was written")  # fmt: skip
     return float(difference.max()), float(allowed.max())
 
 
-def _expected(model: Model, photo: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[Any]]:
+def _expected(model: Model, photo: NDArray[np.uint8], exact: bool) -> tuple[NDArray[Any], NDArray[Any]]:
     """Returns the reference's outputs, and how far from them rounding may lead."""
     if model.precision == "int8":
-        return integer.forward(model.network, model.tensors, photo), int8.tolerance(model, photo)
+        right = integer.forward(model.network, model.tensors, photo)
+        return right, np.zeros_like(right) if exact else int8.tolerance(model, photo)
     scaling = model.preprocessing.mean, model.preprocessing.std
     expected = forward(model.network, model.tensors, photo, scaling=scaling)
     return expected, tolerance(model.network, model.tensors, photo, _EPSILON, scaling=scaling)

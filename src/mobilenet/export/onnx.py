@@ -59,6 +59,11 @@ def onnx(model: Model, *, pixels: bool = False, softmax: bool = False) -> bytes:
     return encode(_model(model, graph, given, _described(name, _FLOAT, ["N", *_output(network)])))
 
 
+def exact(model: Model) -> bool:
+    """Returns whether ONNX Runtime's outputs for the file are an int8 model's to the last bit."""
+    return model.precision == "int8" and quantised(model).exact
+
+
 def _output(network: Network) -> Sequence[int]:
     height, width, channels = network.output
     return (channels,) if network.include_top or network.pooling else (channels, height, width)
@@ -100,10 +105,9 @@ def _quantised(graph: "_Graph", model: Model, image: str) -> str:
 
     Every layer reads what DequantizeLinear gives and writes to QuantizeLinear: runtimes look for just that.
     """
-    parts, border = quantised(model)
+    parts, border, true = quantised(model)
     source = image if border is None else _bordered(graph, model.network.layers[0], image, border)
     outputs: dict[str, str] = {}
-    affine = parts[0].source
     for part in parts:
         layer, name = part.layer, part.layer.name
         values = _layer(graph, layer, [graph.dequantised(source, f"{name}.input", part.source), *_weights(graph, part)])
@@ -117,11 +121,10 @@ def _quantised(graph: "_Graph", model: Model, image: str) -> str:
         if part.clamps:
             limits = ((limit - part.output.zero) * part.output.scale for limit in (part.low, part.high))
             values = graph.clip(values, f"{name}.clamped", *limits)
-        affine = part.output
-        outputs[name] = source = graph.quantised(values, f"{name}.output", affine)
+        outputs[name] = source = graph.quantised(values, f"{name}.output", part.output)
         if layer.kind in ("average_pool", "max_pool"):
             source = graph.add("Flatten", [source], f"{name}.flat", axis=1)
-    return graph.dequantised(source, "output", affine)
+    return graph.dequantised(source, "output", true) if true else source
 
 
 def _weights(graph: "_Graph", part: Part) -> list[str]:

@@ -3,8 +3,10 @@
 The input is float32 [1, height, width, channels], pixels scaled as the metadata says, or of an int8 model the uint8
 pixels; the output the logits, or with `softmax` the probabilities.
 
-Of an int8 model all is int8 but the logits: they are float32, as the model says nothing of their range. Its classifier
-is of the kind called hybrid, int8 weights with an input in float32, which the runtime makes int8 again as it comes.
+Of an int8 model all is int8; with the rescale "full" the logits too, which a last DEQUANTIZE makes float32. With the
+rescale "float" their range is not known. There the classifier runs in float32, on whole numbers: its sums are exact
+below 2^24, in any order, and its multipliers are a MUL of their own. (FULLY_CONNECTED on a float32 input and int8
+weights, "hybrid", would make the input int8 again with a scale found as it comes.)
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +20,7 @@ from ..formats import tflite_schema as schema
 from ..formats.flatbuffer import Fields, Scalar, Value, encode
 from ..formats.tflite_schema import Activation, Op, Options, Padding, Type
 from ..model import Model
+from ..quantized import EXACT
 from ..storage.tensors_file import Tensors
 from ..weights import fold
 from . import tflite_metadata as metadata
@@ -34,7 +37,6 @@ _INT8_VERSIONS = {
     Op.CONV_2D: 3,
     Op.DEPTHWISE_CONV_2D: 3,
     Op.DEQUANTIZE: 2,
-    Op.FULLY_CONNECTED: 12,
     Op.MEAN: 2,
     Op.PAD: 2,
     Op.QUANTIZE: 2,
@@ -50,7 +52,8 @@ def tflite(model: Model, *, softmax: bool = False) -> bytes:
     """
     network = model.network
     if model.precision == "int8":
-        graph = _Graph(_INT8_VERSIONS)
+        # 12 is the one with a scale a channel.
+        graph = _Graph(_INT8_VERSIONS | ({Op.FULLY_CONNECTED: 12} if model.rescale == "full" else {}))
         source = target = _quantised(graph, model)
     else:
         graph = _Graph({})
@@ -83,7 +86,7 @@ def _floats(graph: "_Graph", network: Network, folded: Tensors) -> int:
 
 def _quantised(graph: "_Graph", model: Model) -> int:
     """Appends all of an int8 model; returns the tensor of the last layer's output, in float32."""
-    parts, border = quantised(model)
+    parts, border, _ = quantised(model, told=True)
     source = _image(graph, model.network, parts[0].source)
     if border is not None:
         source = _bordered(graph, model.network.layers[0], source, border)
@@ -91,14 +94,47 @@ def _quantised(graph: "_Graph", model: Model) -> int:
     for part in parts:
         layer, affine = part.layer, part.sums or part.output
         if part.output is None:
-            source = graph.dequantised(source, "features")
+            return _whole_numbers(graph, part, source)
         constants = _constants(graph, part) if layer.weight_shape is not None else []
         source = _layer(graph, layer, source, constants, _clamps(part), affine)
         if layer.adds is not None:
             target = graph.tensor(f"{layer.name}.sum", (1, *layer.output), part.output)
             source = graph.add(Op.ADD, [source, outputs[layer.adds]], target, Options.ADD, {})
         outputs[layer.name] = source
-    return source if part.output is None else graph.dequantised(source, "output")
+    return graph.dequantised(source, "output")
+
+
+def exact(model: Model) -> bool:
+    """Returns whether XNNPACK's outputs for the file are an int8 model's to the last bit."""
+    if model.precision != "int8":
+        return False
+    parts = quantised(model, told=True).parts
+    return all(part.exact and (part.output is not None or _largest(part) < EXACT) for part in parts)
+
+
+def _largest(part: Part) -> int:
+    """Returns a bound on the sums of `_whole_numbers`, in whatever order they are added."""
+    inputs = np.full(part.layer.input.channels, _MIDDLE)
+    return int((inputs @ np.abs(part.weight.astype(np.int64)) + np.abs(_moved_bias(part))).max())
+
+
+def _moved_bias(part: Part) -> NDArray[np.int64]:
+    """Returns the bias of sums over int8 with their zero point left in."""
+    zero = part.source.zero - _MIDDLE
+    return np.asarray(part.bias - zero * part.weight.astype(np.int64).sum(0))
+
+
+def _whole_numbers(graph: "_Graph", part: Part, source: int) -> int:
+    """Appends a classifier with logits in float32; returns their tensor."""
+    name, count = part.layer.name, (1, part.layer.output.channels)
+    numbers = graph.add(Op.CAST, [source], graph.tensor(f"{name}.input", graph.shapes[source]), Options.NONE, {})
+    stored = graph.constant(f"{name}.weight.int8", _weight(part.layer, part.weight), np.ones(1, np.float32))
+    weight = graph.dequantised(stored, f"{name}.weight")
+    bias = graph.constant(f"{name}.bias", _moved_bias(part).astype(np.float32))
+    sums = graph.tensor(f"{name}.sums", count)
+    graph.add(Op.FULLY_CONNECTED, [numbers, weight, bias], sums, Options.FULLY_CONNECTED, {})
+    multiplier = graph.constant(f"{name}.multiplier", part.multiplier)
+    return graph.add(Op.MUL, [sums, multiplier], graph.tensor(name, count), Options.MUL, {})
 
 
 def _image(graph: "_Graph", network: Network, affine: Affine) -> int:
@@ -109,20 +145,19 @@ def _image(graph: "_Graph", network: Network, affine: Affine) -> int:
 
 
 def _constants(graph: "_Graph", part: Part) -> list[int]:
-    """Adds weight and bias of an int8 model's layer, the classifier's bias in float32; returns their tensors."""
+    """Adds weight and bias of an int8 model's layer; returns their tensors."""
     layer, unit = part.layer, part.scales.astype(np.float64) * part.source.scale
     axis = {"depthwise": 3}.get(layer.kind, 0)
     weight = graph.constant(f"{layer.name}.weight", _weight(layer, part.weight), part.scales, axis)
-    if layer.kind == "dense":
-        return [weight, graph.constant(f"{layer.name}.bias", (part.bias * unit).astype(np.float32))]
     return [weight, graph.constant(f"{layer.name}.bias", part.bias, unit.astype(np.float32))]
 
 
 def _clamps(part: Part) -> Activation:
-    """Returns the activation whose clamps are the layer's: what the type clamps needs none."""
-    if not part.clamps:
+    """Returns the layer's activation, or that of two whose clamps are the layer's: RELU has no upper one."""
+    if part.layer.activation == "linear" or part.output is None:
         return Activation.LINEAR
-    return Activation.RELU6 if part.high < 255 else Activation.RELU
+    six = part.output.zero + round(6 / part.output.scale)
+    return Activation.RELU6 if part.layer.activation == "relu6" and six >= part.high else Activation.RELU
 
 
 def _bordered(graph: "_Graph", stem: Layer, image: int, border: NDArray[np.uint8]) -> int:
@@ -160,7 +195,7 @@ def _layer(
         axes = graph.constant(f"{layer.name}.axes", np.array([1, 2], np.int32))
         return graph.add(op, [source, axes], target, Options.REDUCER, {schema.Reducer.KEEP_DIMS: Scalar("b", 0)})
     if layer.kind == "dense":
-        options: dict[int, Scalar] = {schema.FullyConnected.ASYMMETRIC_INPUTS: Scalar("b", bool(graph.affine))}
+        options: dict[int, Scalar] = {schema.FullyConnected.ACTIVATION: Scalar("b", activation)}
         return graph.add(Op.FULLY_CONNECTED, [source, *constants], target, Options.FULLY_CONNECTED, options)
     source, padding = _padded(graph, layer, source)
     places = (Scalar("b", padding), Scalar("i", layer.stride), Scalar("i", layer.stride))

@@ -40,12 +40,14 @@ class Op(IntEnum):
     DEQUANTIZE = 6
     FULLY_CONNECTED = 9
     MAX_POOL_2D = 17
+    MUL = 18
     RESHAPE = 22
     SOFTMAX = 25
     PAD = 34
     MEAN = 40
     SQUEEZE = 43
     STRIDED_SLICE = 45
+    CAST = 53
     SHAPE = 77
     REDUCE_MAX = 82
     PACK = 83
@@ -64,6 +66,7 @@ class Options(IntEnum):
     CONCATENATION = 10
     ADD = 11
     RESHAPE = 17
+    MUL = 21
     PAD = 22
     REDUCER = 27
     SQUEEZE = 30

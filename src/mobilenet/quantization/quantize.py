@@ -20,7 +20,7 @@ from ..weights import check_values, fold
 from . import folded
 from .equalise import equalised
 from .ranges import METHODS
-from .sweep import Choices, Sweep
+from .sweep import RESCALES, Choices, Sweep
 
 PHOTOS = (48, 512)
 """Photos that are taken where nothing else is asked for: at least, and at most, as many as have `_PIXELS` together.
@@ -74,6 +74,7 @@ def quantize(
     need_float(model, "quantize")
     choices = choices or Choices()
     choice("method", choices.method, METHODS)
+    choice("rescale", choices.rescale, RESCALES)
     count = usual_count(model.network) if count is None else count
     integer("count", count, 1, 65536)
     check_values(model.tensors)
@@ -91,7 +92,7 @@ def quantize(
         "signal to noise of the output, dB": round(sweep.ratios[network.layers[-1].name], 1),
     }
     notes = model.notes | {"Quantisation": facts}
-    made = Model(network, sweep.tensors, model._labels, preprocessing, notes, "int8")
+    made = Model(network, sweep.tensors, model._labels, preprocessing, notes, "int8", choices.rescale)
     return Quantized(made, sweep.ratios, paths)
 
 

@@ -12,6 +12,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 
 PERCENT = 99.99  # of the values lie within the range by percentiles
 SAMPLE = 1 << 16  # values that the squared error is measured on
+HEADROOM = 0.1  # of the range of logits, for photos that are surer than those seen
 SHRINKS = np.linspace(1.0, 0.3, 36)  # of the whole range, tried for the least squared error
 
 
@@ -30,15 +31,29 @@ def choose(layer: Layer, y: NDArray[np.float32], method: Method) -> Range:
     low, high = min(float(y.min()), 0.0), max(float(y.max()), 0.0)
     if layer.activation == "relu6" and layer.adds is None and high >= 6:
         return _range(0.0, 6.0)
-    values = y.reshape(-1)
-    if values.size > SAMPLE:  # at random: with even steps some channels would not be seen
-        values = values[np.random.default_rng(0).integers(0, values.size, SAMPLE)]
+    values = sample(y)
     if method == "percentile":
         tail = (100 - PERCENT) / (2 if low < 0 else 1)
         low, high = min(float(np.percentile(values, tail)), 0.0), max(float(np.percentile(values, 100 - tail)), 0.0)
     elif method == "mse":
         low, high = _least_error(values, low, high)
     return _range(low, high)
+
+
+def of_logits(y: NDArray[np.float32]) -> Range:
+    """Returns the range of logits: all that was seen and `HEADROOM` above, as the largest must stay the largest."""
+    low, high = min(float(y.min()), 0.0), max(float(y.max()), 0.0)
+    return _range(low, high + HEADROOM * (high - low))
+
+
+def sample(y: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Returns at most `SAMPLE` of the values, and the least and the largest."""
+    values = y.reshape(-1)
+    if values.size <= SAMPLE:
+        return values
+    # At random: with even steps some channels would not be seen.
+    values = values[np.random.default_rng(0).integers(0, values.size, SAMPLE - 2)]
+    return np.append(values, (y.min(), y.max())).astype(np.float32)
 
 
 def _least_error(values: NDArray[np.float32], low: float, high: float) -> tuple[float, float]:
@@ -63,4 +78,5 @@ def _range(low: float, high: float) -> Range:
     if width < 1e-6:  # a layer that gives zeros alone
         return Range(np.float32(1 / 255), 0)
     scale = np.float32(width / 255)
-    return Range(scale, int(np.clip(np.rint(-low / float(scale)), 0, 255)))
+    # Even, so that halves are rounded to the same number before and after it is added.
+    return Range(scale, 2 * int(np.clip(np.rint(-low / float(scale) / 2), 0, 127)))

@@ -18,16 +18,19 @@ from .. import integer
 from ..arch import Layer, Network
 from ..common.progress import Progress
 from ..photos.preprocessing import Preprocessing
-from ..quantized import PIXELS_ZERO, dequantised
+from ..quantized import PIXELS_ZERO, Rescale, dequantised
 from ..storage.tensors_file import Tensors
 from . import folded as floats
+from . import short
 from .folded import Floats
-from .ranges import Method, Range, choose
+from .ranges import Method, Range, choose, of_logits, sample
 from .rounding import covariance, rounded
 
 Array = NDArray[Any]
+RESCALES: tuple[Rescale, ...] = ("float", "full")
 LARGEST_BIAS = 2.0**29  # in units of its scale: a channel with next to no weights gets a coarser scale
 SMALLEST_SCALE = 1e-12
+_MIDDLE = 128  # of uint8: zero point of weights
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,15 @@ class Choices:
         equalise: scale channels to similar ranges first. Off: see `equalise`.
         correct_bias: move biases by the mean error of their channel.
         compensate: round weights so that their errors cancel.
+        rescale: "float" or "full"; see `integer`. With "full" all tensors that shortcuts connect have one range, so
+            that adding them is exact.
     """
 
     method: Method = "mse"
     equalise: bool = False
     correct_bias: bool = True
     compensate: bool = True
+    rescale: Rescale = "float"
 
 
 class Sweep:
@@ -83,6 +89,12 @@ class Sweep:
         self.moved: dict[str, Array] = {}
         self._zero, self._range = zeros, Range(np.float32(1), 0)  # of the present layer's input
         x, x8 = floats.scaled(pixels, preprocessing), pixels
+        last = network.layers[-1]
+        self._told = (
+            last.name,
+            network.layers[-2].name if last.kind == "max_pool" else None,
+        )  # whose scale readers see
+        self._shared = _shared_ranges(network, folded, x, choices.method) if choices.rescale == "full" else {}
         needed = {layer.adds for layer in network.layers}
         added: dict[str, tuple[Floats, Array, Range]] = {}
         for done, layer in enumerate(network.layers, 1):
@@ -100,54 +112,112 @@ class Sweep:
         value = floats.before_activation(layer, self.folded, x)
         mean = value.mean(tuple(range(value.ndim - 1)), dtype=np.float64)
         y = floats.activated(layer, value, shortcut[0] if shortcut else None)
-        out = self._range if layer.kind in ("max_pool", "dense") else choose(layer, y, self.choices.method)
-        made: dict[str, Array] = {}
-        if layer.kind != "dense":
-            made |= {"scale": np.array([out.scale]), "zero": np.array([out.zero], np.int32)}
-            made["high"] = np.array([255], np.int32)
-        if shortcut:
-            made["shortcut"] = np.array([shortcut[2].scale / out.scale], np.float32)
-        self._add(layer, made)
-        if layer.kind != "max_pool":
-            unit = self._unit(layer, mean, x8)
-            made = {"multiplier": (unit if layer.kind == "dense" else unit / float(out.scale)).astype(np.float32)}
-            self._add(layer, made)
+        out = self._output(layer, y)
+        if out:
+            self._add(layer, self._described(layer, out, shortcut[2] if shortcut else None))
+        if layer.weight_shape is not None:
+            self._weigh(layer, mean, x8, out)
         y8 = integer.output(integer.prepare(layer, self.tensors, self._zero), x8, shortcut[1] if shortcut else None)
-        self.ratios[layer.name] = _decibels(y, y8 if layer.kind == "dense" else dequantised(layer, self.tensors, y8))
-        self._range, self._zero = out, np.array([out.zero], np.int32)
+        self.ratios[layer.name] = _decibels(y, y8 if y8.dtype == np.float32 else dequantised(layer, self.tensors, y8))
+        if out:
+            self._range, self._zero = out, _whole(out.zero)
         return y, y8
 
-    def _unit(self, layer: Layer, mean: Array, x8: Array) -> Array:
-        """Makes weight and bias, if there are any; returns what 1 in the sums of each channel stands for.
+    def _output(self, layer: Layer, y: Floats) -> Range | None:
+        """Returns the range of a layer's output, None of logits in float32; makes an average pooling's multiplier."""
+        if layer.kind == "max_pool":
+            return self._range
+        if layer.kind == "dense":
+            if self.choices.rescale == "float":
+                return None
+            out = of_logits(y)
+        else:
+            out = self._shared.get(layer.name) or choose(layer, y, self.choices.method)
+        if layer.kind == "average_pool":
+            pixels = layer.input.height * layer.input.width
+            ratio = short.pooling_ratio(float(self._range.scale / out.scale), pixels)
+            self._add(layer, {"multiplier": np.array([ratio / pixels], np.float32)})
+            out = out._replace(scale=np.float32(self._range.scale / ratio))
+        if layer.name in self._told:
+            out = out._replace(scale=short.scale(float(out.scale)))
+        return out
 
-        `mean` is that of each channel in float32, before the activation.
-        """
+    def _described(self, layer: Layer, out: Range, shortcut: Range | None) -> dict[str, Array]:
+        """Returns what tells of a layer's output, and how the shortcut is added."""
+        six = round(6 / float(out.scale)) if layer.activation == "relu6" else 255
+        made = {"scale": np.array([out.scale]), "zero": _whole(out.zero), "high": _whole(min(out.zero + six, 255))}
+        if self.choices.rescale == "full":
+            made["low"] = _whole(out.zero if layer.activation != "linear" else 0)
+            if shortcut:
+                made |= {"sum_zero": _whole(out.zero), "sum_multiplier": _whole(1, 1), "sum_shift": _whole(0)}
+        elif shortcut:
+            made["shortcut"] = np.array([shortcut.scale / out.scale], np.float32)
+        return made
+
+    def _weigh(self, layer: Layer, mean: Array, x8: Array, out: Range | None) -> None:
+        """Makes weight, bias and multiplier; `mean` is that of each channel in float32, before the activation."""
         source = float(self._range.scale)
-        if layer.weight_shape is None:
-            return np.array([source / (layer.input.height * layer.input.width)])
         weight, bias = (self.folded[f"{layer.name}.{part}"].astype(np.float64) for part in ("weight", "bias"))
         if not self.ratios:  # the first layer has the pixels' scaling in it
             weight = weight / self.std[:, np.newaxis]
             shift = (self._zero - self.mean)[:, np.newaxis]
             bias = bias + (weight * shift).reshape(-1, len(bias)).sum(0)
-        scale = _weight_scale(weight, bias, source)
-        unit = scale * source
+        unit = _weight_scale(weight, bias, source) * source
+        if out:
+            step, most = float(out.scale), max(out.zero, 255 - out.zero)
+            multiplier = short.multipliers(unit / step, bias / step, most)
+        else:
+            step, multiplier = 1.0, short.logit_multipliers(unit)
+        unit = multiplier.astype(np.float64) * step  # what 1 in the sums of each channel stands for
+        scale = unit / source
         if self.choices.compensate:
             x = x8.astype(np.float32) - self._zero.astype(np.float32)
             weight8 = rounded(weight, scale, covariance(layer, x))
         else:
             weight8 = np.clip(np.rint(weight / scale), -127, 127).astype(np.int8)
-        self._add(layer, {"weight": weight8})
-        self._add(layer, {"bias": np.zeros(len(bias), np.int32)})
+        made: dict[str, Array] = {"weight": weight8, "bias": np.zeros(len(bias), np.int32), "multiplier": multiplier}
+        if self.choices.rescale == "full":
+            made |= {"weight": (weight8.astype(np.int16) + _MIDDLE).astype(np.uint8), "weight_zero": _whole(_MIDDLE)}
+        self._add(layer, made)
         if self.choices.correct_bias:
             sums = integer.sums(integer.prepare(layer, self.tensors, self._zero), x8)
             before, bias = bias, mean - sums.mean(tuple(range(sums.ndim - 1)), dtype=np.float64) * unit
             self.moved[layer.name] = bias - before
         self._add(layer, {"bias": np.rint(bias / unit).astype(np.int32)})
-        return unit
 
     def _add(self, layer: Layer, parts: dict[str, Array]) -> None:
         self.tensors |= {f"{layer.name}.{part}": tensor for part, tensor in parts.items()}
+
+
+def _shared_ranges(network: Network, folded: Tensors, x: Floats, method: Method) -> dict[str, Range]:
+    """Returns the ranges of layers that shortcuts connect, the same for all of a chain, by the layers' names."""
+    first: dict[str, str] = {}
+    for layer in network.layers:
+        if layer.adds:
+            first[layer.name] = first.setdefault(layer.adds, layer.adds)
+    values: dict[str, list[Floats]] = {name: [] for name in first.values()}
+    outputs: dict[str, Floats] = {}
+    for layer, y in floats.run(network, folded, x):
+        if layer.name in first:
+            values[first[layer.name]].append(sample(y))
+            if layer.adds:
+                values[first[layer.name]].append(sample(y - outputs.pop(layer.adds)))
+            outputs[layer.name] = y
+    ranges = {}
+    for layer in network.layers:
+        start = first.get(layer.name)
+        if start and layer.adds and start not in ranges:  # this one is linear, the first may not be
+            scale, zero = choose(layer, np.concatenate(values[start]), method)
+            ranges[start] = Range(short.scale(float(scale)), zero)
+    for layer in network.layers:
+        if layer.activation == "relu6" and layer.name in ranges:  # 6 is a whole number of powers of two
+            scale, zero = ranges[layer.name]
+            ranges[layer.name] = Range(np.float32(2.0 ** math.ceil(math.log2(scale))), zero)
+    return {name: ranges[start] for name, start in first.items()}
+
+
+def _whole(*numbers: int) -> NDArray[np.int32]:
+    return np.array(numbers, np.int32)
 
 
 def _weight_scale(weight: Array, bias: Array, source: float) -> Array:
