@@ -17,6 +17,7 @@ from mobilenet.errors import DataError, ModelError
 from mobilenet.export.tflite import tflite
 from mobilenet.formats import tflite_schema as schema
 from mobilenet.formats.flatbuffer import decode
+from mobilenet.quantized import Rescale
 from test_tflite_converter import converted
 
 WORDS = (0, 1, 0xFFFFFFFF, 0x7FFFFFFF)
@@ -36,11 +37,11 @@ def table_words(data: bytes) -> list[int]:
     return [place for place in range(0, len(data) - 3, 4) if not weights[place : place + 4].any()]
 
 
-def read(data: bytes) -> str:
+def read(data: bytes, rescale: Rescale = "fixed") -> str:
     """Returns "read" or the refusal; anything else, or more than two seconds of work, fails the test."""
     began = time.process_time()
     try:
-        model_of(data)
+        model_of(data, rescale=rescale)
         return "read"
     except DataError as error:
         return str(error)
@@ -56,9 +57,13 @@ def damaged(data: bytes) -> Iterator[bytes]:
         yield data[:place] + word.to_bytes(4, "little") + data[place + 4 :]
 
 
-@pytest.mark.parametrize("data", [SMALL, WHOLE, converted("int8_float32_ends")], ids=["float", "whole", "ends"])
-def test_every_word_of_the_tables_may_be_anything(data: bytes) -> None:
-    outcomes = [read(changed) for changed in damaged(data)]
+@pytest.mark.parametrize(
+    ("data", "rescale"),
+    [(SMALL, "fixed"), (WHOLE, "fixed"), (WHOLE, "full"), (converted("int8_float32_ends"), "full")],
+    ids=["float", "whole", "full", "ends"],
+)
+def test_every_word_of_the_tables_may_be_anything(data: bytes, rescale: Rescale) -> None:
+    outcomes = [read(changed, rescale) for changed in damaged(data)]
     assert outcomes.count("read") > len(outcomes) // 20  # names, padding
     assert len(set(outcomes)) > 50
 

@@ -60,7 +60,7 @@ def by_definition(layer: Layer, tensors: Tensors, x: Any, zero_in: Any, shortcut
         added = int(shortcut[row, column, channel]) - int(tensors[f"{layer.adds}.zero"][0]) if layer.adds else 0
         if layer.adds and not full:
             t = np.float32(t + np.float32(np.float32(added) * part["shortcut"][0]))
-        low = int(part["zero"][0]) if layer.activation in ("relu", "relu6") else 0
+        low = quantized.lower_clamp(layer, tensors)
         y = round(float(t))  # Python rounds to the nearest even
         if layer.adds and full:
             middle, shift = (int(tensors[f"{layer.name}.sum_{name}"][0]) for name in ("zero", "shift"))
