@@ -283,8 +283,8 @@ def tolerance(model: Model, pixels: NDArray[np.uint8]) -> Array:
     A value that is rounded otherwise is off by a step, and what follows from that is no rounding any more. So it is
     measured: the model is run again with values moved a step up or down, but for those at a clamp, and the tolerance is
     twice the largest difference of any output that a few such runs make. After a shortcut and a pooling half of the
-    values are moved (variance 1/2; the rounding ahead of a shortcut has 1/3, that of a hybrid classifier's input 1/12),
-    of other layers one in 32: there only multipliers in fixed point or with another last bit make a difference.
+    values are moved (variance 1/2; the rounding ahead of a shortcut has 1/3), of other layers one in 32: there only
+    multipliers in fixed point or with another last bit make a difference.
     """
     right = integer.forward(model.network, model.tensors, pixels)
     moved = [_moved(model.network, model.tensors, pixels, seed) - right for seed in range(_DRAWS)]
