@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .common.frozen import frozen
 from .errors import GateError, MobileNetError, UsageError
 
 Arguments = argparse.Namespace
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Command:
     """Is one subcommand: its line of help, an example, its arguments, and its handler, which returns an exit code."""
 

@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from ..arch import Layer, Network, Shape
+from ..common.frozen import frozen
 from . import dense, depthwise, depthwise_bytes, matrix, tiled
 from .conv import Conv
 from .dense import Dense
@@ -45,8 +46,7 @@ class Step(NamedTuple):
     end: int
 
 
-@dataclass(frozen=True)
-class Integers:
+class Integers(NamedTuple):
     """Is what the code for whole numbers depends on of a model's numbers.
 
     Attributes:
@@ -56,8 +56,8 @@ class Integers:
         nine: layers with weights that no signed byte is.
     """
 
-    endings: Mapping[str, str] = field(default_factory=dict)
-    zeros: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    endings: Mapping[str, str] = {}
+    zeros: Mapping[str, tuple[int, ...]] = {}
     large: frozenset[str] = frozenset()
     nine: frozenset[str] = frozenset()
 
@@ -70,7 +70,7 @@ class Fill(NamedTuple):
     pattern: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@frozen
 class Plan:
     """Is a network laid out for a target.
 

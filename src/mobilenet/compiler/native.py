@@ -5,7 +5,6 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain, pairwise, zip_longest
 from pathlib import Path
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..arch import Layer, Network
 from ..common.checks import choice
+from ..common.frozen import frozen
 from ..common.progress import counter
 from ..errors import MobileNetError, UsageError
 from ..quantized import EXACT, centred_weight, largest_sums, lower_clamp, rescale_of
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 PRECISIONS = ("f32", "bf16", "int8")
 
 
-@dataclass(frozen=True)
+@frozen
 class Made:
     """Is what a compiled engine consists of, and how it came about.
 

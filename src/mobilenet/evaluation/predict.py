@@ -12,7 +12,6 @@ import os
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Literal, TextIO, get_args
@@ -22,6 +21,7 @@ import numpy as np
 from .. import photos
 from ..common.checks import choice, integer
 from ..common.files import shown
+from ..common.frozen import frozen
 from ..common.parallel import in_order
 from ..data.layouts import EXTENSIONS
 from ..errors import DataError, PhotoError, UsageError
@@ -36,7 +36,7 @@ TABLE_PATH, TABLE_LABEL = 48, 40  # widest columns of the table; longer names ar
 TABLE_HEAD = 16  # rows that are looked at before the first is printed, for the widths
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Row:
     """Is what one photo got: its likeliest labels with their probabilities, best first, or the error."""
 
