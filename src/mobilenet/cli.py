@@ -13,18 +13,17 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import __version__
-from .common.frozen import frozen
 from .errors import GateError, MobileNetError, UsageError
 
 Arguments = argparse.Namespace
 
 
-@frozen
-class Command:
+class Command(NamedTuple):
     """Is one subcommand: its line of help, an example, its arguments, and its handler, which returns an exit code."""
 
     help: str
@@ -73,11 +72,14 @@ def _failed(args: Arguments, text: str, code: int) -> int:
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    # What argparse asks how wide the terminal is takes 4 ms to import: it is asked for help only.
+    width = None if {"-h", "--help"} & set(argv) else 80
+    formatter = partial(argparse.RawDescriptionHelpFormatter, width=width)
     parser = argparse.ArgumentParser(
         prog="mobilenet",
         description="MobileNet V1 and V2, from formula to labels.",
         epilog="examples:\n" + "\n".join(f"  {command.example}" for command in COMMANDS.values()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=formatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"mobilenet {__version__}")
@@ -91,7 +93,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
             help=command.help,
             description=f"{command.help[0].upper()}{command.help[1:]}.",
             epilog=f"example:\n  {command.example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=formatter,
             allow_abbrev=False,
         )
         if name == named:  # the others' arguments may need imports that this command does not
@@ -284,9 +286,7 @@ def _predict(args: Arguments) -> int:
     from .model import load
 
     if args.json and args.format:
-        raise UsageError(
-            f"format: got {args.format!r} with --json, which is a format of its own; leave one of them out"
-        )
+        raise UsageError(f"format: got {args.format!r} with --json, a format of its own; leave one of them out")
     rows = predict_paths(load(args.model), photo_paths(args.paths), top=args.top)
     json_wanted, args.json = args.json, False  # an error in the stream ends that document itself
     failures = write_rows(rows, "json" if json_wanted else args.format or "table", sys.stdout)
@@ -440,9 +440,7 @@ def _compile(args: Arguments) -> int:
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
     _compile_arguments(parser)
     parser.add_argument("--seconds", type=float, default=2.0, help="to measure for (default 2)")
-    parser.add_argument(
-        "--picture", type=Path, metavar="SVG", help="where the roofline goes (default MODEL/roofline.svg)"
-    )
+    parser.add_argument("--picture", type=Path, metavar="SVG", help="of the roofline (default MODEL/roofline.svg)")
     parser.add_argument("--no-picture", action="store_true", help="figures only")
 
 
