@@ -23,8 +23,9 @@ from mobilenet.compiler.driver import DRIVE
 from mobilenet.compiler.emulator import Emulator
 from mobilenet.compiler.kernel import SIZES
 from mobilenet.compiler.loader import Code
-from mobilenet.compiler.lower import Plan, Step, for_floats, lower
+from mobilenet.compiler.lower import lower
 from mobilenet.compiler.pack import pack
+from mobilenet.compiler.plan import Plan, Step, for_floats
 from mobilenet.compiler.targets import TARGETS, Target, runnable
 from mobilenet.weights import fold
 

@@ -2,7 +2,6 @@
 
 import os
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from compiler_tools import UNICORN, guarded_copy, guarded_floats
 from int8_makers import random_bytes, random_int8_model
 from mobilenet import cli, fixed_point, integer, photos
 from mobilenet.arch import v1
+from mobilenet.common.frozen import frozen
 from mobilenet.compiler import native, pack, store
 from mobilenet.compiler.build import build
 from mobilenet.compiler.driver import DRIVE
@@ -53,7 +53,7 @@ def target(request: pytest.FixtureRequest) -> Target:
 # ------------------------------------------------------------------------------------------ arithmetic, on vectors
 
 
-@dataclass(frozen=True)
+@frozen
 class Arithmetic(Kernel):
     """Is a word of `FixedPoint`, of vectors begin..end of values, each with its rows of parameters."""
 

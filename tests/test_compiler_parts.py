@@ -1,6 +1,7 @@
 """The compiler's parts by themselves: targets, schedule, memory, linking, the cache on disk, the loader."""
 
 import hashlib
+import json
 import os
 import random
 import stat
@@ -19,10 +20,11 @@ from arm_linux import QEMU, ArmLinux
 from members import random_members
 from mobilenet.arch import v1, v2
 from mobilenet.common import files
-from mobilenet.compiler import build, link, loader, schedule, store, targets
+from mobilenet.compiler import build, link, loader, native, schedule, store, targets
 from mobilenet.compiler.lower import lower
 from mobilenet.compiler.matrix import tile_shape
 from mobilenet.compiler.memory import ALIGNMENT, Buffer, place
+from mobilenet.compiler.plan import Integers, Plan
 from mobilenet.compiler.pointwise import Pointwise
 from mobilenet.compiler.stages import stages
 from mobilenet.compiler.targets import TARGETS, choose
@@ -210,7 +212,7 @@ def test_code_that_leaves_its_memory_is_stopped_under_qemu() -> None:
 
 # ------------------------------------------------------------------------------------------------ cache and loader
 
-IMAGE = (b"code" * 100, {"a": 0, "b": 17})
+IMAGE = store.Image(b"code" * 100, {"a": 0, "b": 17}, {"c": [1, None]})
 
 
 def test_code_is_kept_and_private(tmp_path: Path) -> None:
@@ -327,11 +329,41 @@ def test_processes_that_compile_the_same_leave_one_whole_file(tmp_path: Path) ->
 
 def test_the_key_is_of_everything_the_code_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
     avx2, sse = TARGETS["avx2"], TARGETS["sse"]
-    keys = {store.key([KERNEL], avx2), store.key([KERNEL], sse), store.key([replace(KERNEL, inputs=6)], avx2)}
+    keys = {store.key("ab", avx2), store.key("ab", sse), store.key("ac", avx2)}
     assert len(keys) == 3
-    assert store.key([KERNEL], avx2) in keys
+    assert store.key("ab", avx2) in keys
     monkeypatch.setattr(store, "_compiler", lambda: "another")
-    assert store.key([KERNEL], avx2) not in keys
+    assert store.key("ab", avx2) not in keys
+
+
+@pytest.mark.parametrize("target", ["amx", "avx512vnni", "sse", "neondot"])
+def test_a_plan_that_was_kept_as_json_is_the_same(target: str) -> None:
+    for number, network in enumerate((v1(0.25, 64), v2(0.35, 96), v2(0.35, 65, separable=False))):
+        integers = Integers(zeros={layer.name: (number % 3,) for layer in network.layers})
+        for precision, threads in (("f32", 3), ("bf16", 1), ("int8", 2)):
+            plan = lower(network, TARGETS[target], precision=precision, threads=threads, integers=integers)
+            kept = json.loads(json.dumps(plan.kept()))
+            again = Plan.restored(kept, network, TARGETS[target])
+            assert again == plan
+            assert repr(again) == repr(plan), "the types are the same, too"
+
+
+def test_the_name_of_a_networks_code_is_of_all_that_its_plans_depend_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_kept", lambda name, target, make: name)
+    network, avx2 = v2(0.35, 96), TARGETS["avx2"]
+    asked = network, avx2, "int8", Integers(), True, 1
+    others = [
+        (v2(0.35, 96, 999), *asked[1:]),
+        (network, TARGETS["sse"], *asked[2:]),
+        (network, avx2, "bf16", *asked[3:]),
+        *((*asked[:3], facts, *asked[4:]) for facts in (Integers({"stem": "relu"}), Integers(zeros={"stem": (1,)}))),
+        *((*asked[:3], facts, *asked[4:]) for facts in (Integers(large=frozenset("a")), Integers(nine=frozenset("a")))),
+        (*asked[:4], False, 1),
+        (*asked[:5], 2),
+    ]
+    names = [native._load(*each) for each in (asked, *others)]
+    assert len(set(names)) == len(names)
+    assert native._load(v2(0.35, 96), *asked[1:]) == names[0]
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -359,11 +391,11 @@ def test_a_system_that_lets_no_new_code_run_is_told(monkeypatch: pytest.MonkeyPa
     refusing = SimpleNamespace(mprotect=lambda *_: -1)
     monkeypatch.setattr(loader.ctypes, "CDLL", lambda *_, **__: refusing)
     with pytest.raises(MobileNetError, match=r"does not let it run: .*MOBILENET_TARGET=numpy runs without"):
-        loader.Code(*IMAGE)
+        loader.Code(*IMAGE[:2])
 
 
 def test_code_is_never_writable_and_executable() -> None:
-    code = loader.Code(*IMAGE)
+    code = loader.Code(*IMAGE[:2])
     start = code.address["a"]
     for line in Path("/proc/self/maps").read_text().splitlines():
         low, high = (int(part, 16) for part in line.split()[0].split("-"))

@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from int8_makers import random_bytes, random_int8_model
 from members import DEEP, random_members
 from mobilenet import integer, photos
 from mobilenet.arch import SCALINGS, v1, v2
+from mobilenet.common.frozen import frozen
 from mobilenet.compiler import build, link
 from mobilenet.compiler.emulator import Emulator
 from mobilenet.compiler.kernel import Kernel
@@ -222,7 +223,7 @@ def test_code_that_differs_is_not_written(
     assert not list(tmp_path.iterdir())
 
 
-@dataclass(frozen=True)
+@frozen
 class Rounded(Kernel):
     """Rounds so many vectors of floats to whole numbers."""
 

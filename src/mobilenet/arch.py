@@ -8,12 +8,12 @@ Standard library only: no shape, channel count or layer name of a network is wri
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from .common.checks import boolean, choice, exact_fields, fields, integer, number, refuse_unknown
+from .common.frozen import frozen
 from .errors import UsageError
 from .presets import NOT_STORED, Padding, nearest_multiple
 from .presets import SCALINGS as SCALINGS
@@ -95,7 +95,7 @@ class Shape(NamedTuple):
         return self.height * self.width * self.channels
 
 
-@dataclass(frozen=True)
+@frozen
 class Layer:
     """Is one layer with every shape: a convolution with its batch norm and activation, a pooling, or the classifier.
 
@@ -163,7 +163,7 @@ BATCH_NORM = ("gamma", "beta", "mean", "variance")
 STATISTICS = ("mean", "variance")  # the tensors that training does not learn
 
 
-@dataclass(frozen=True)
+@frozen
 class Network:
     """Is one member of the families: what was asked for, and from it every layer with every shape. Holds no weights.
 

@@ -6,10 +6,10 @@ Standard library only; `arch` passes the names on.
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from .common.checks import boolean, choice, fields, integer, number, refuse_unknown
+from .common.frozen import frozen
 from .errors import UsageError
 
 Family = Literal["v1", "v2"]
@@ -24,7 +24,7 @@ SCALINGS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 
 
-@dataclass(frozen=True)
+@frozen
 class Conventions:
     """Names every choice in which published MobileNets differ, so that imported weights give the source's outputs.
 

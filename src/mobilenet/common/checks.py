@@ -1,7 +1,6 @@
 """Checks of arguments and of data read from files: each error names the argument, its value and the rule."""
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
@@ -13,6 +12,8 @@ def refuse_unknown(what: str, given: Iterable[str], known: Iterable[str]) -> Non
     names = tuple(known)
     for key in given:
         if key not in names:
+            import difflib
+
             near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
             raise UsageError(f"{what}: unknown key {str(key)[:60]!r}; {hint}")

@@ -24,38 +24,11 @@ from ..common.parallel import processors
 from ..common.progress import Progress
 from ..errors import MobileNetError
 from . import driver, ir
-from .conv import Conv
-from .dense import Dense
-from .depthwise import Depthwise
-from .depthwise_bytes import DepthwiseBytes
 from .kernel import Kernel
 from .link import link
-from .lower import Plan
-from .pointwise import Pointwise
-from .pool import Pool
-from .resample import Across, Down
-from .scale import Scale
-from .shortcut import Shortcut
+from .plan import KINDS, Plan
 from .targets import TARGETS, Target
-from .tiled import Tiled, TiledConv
 
-_KINDS: dict[str, type[Kernel]] = {
-    kind.__name__: kind
-    for kind in (
-        Across,
-        Conv,
-        Dense,
-        Depthwise,
-        DepthwiseBytes,
-        Down,
-        Pointwise,
-        Pool,
-        Scale,
-        Shortcut,
-        Tiled,
-        TiledConv,
-    )
-}
 _PER_WORKER = 8  # kernels that are worth the start of a process, 0.2 s
 
 
@@ -224,7 +197,7 @@ def work(orders: BinaryIO, results: BinaryIO) -> None:
     """Compiles what each line of `orders` says and writes the object, after its length, to `results`."""
     for line in orders:
         order = json.loads(line)
-        data = compile_kernel(_KINDS[order["kind"]](**order["constants"]), TARGETS[order["target"]])
+        data = compile_kernel(KINDS[order["kind"]](**order["constants"]), TARGETS[order["target"]])
         results.write(struct.pack("<Q", len(data)) + data)
         results.flush()
 

@@ -5,9 +5,9 @@ sum over k runs of kÂ·channels values; at stride s its neighbour's runs begin sÂ
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..common.frozen import frozen
 from . import ending, matrix
 from .kernel import Kernel
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .ir import Code, Index, Pointer, Value
 
 
-@dataclass(frozen=True)
+@frozen
 class Conv(Kernel):
     """Is the kernel; called with rows begin..end of the output; `extra` is a row of zeros.
 

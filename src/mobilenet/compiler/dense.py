@@ -1,8 +1,8 @@
 """The classifier: one pixel times a matrix, its panels of output channels the unit of work."""
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..common.frozen import frozen
 from . import ending, matrix
 from .kernel import Kernel
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .ir import Code, Index, Value
 
 
-@dataclass(frozen=True)
+@frozen
 class Dense(Kernel):
     """Is the kernel; called with panels begin..end. Outputs are stored as whole panels, the weights padded with zeros.
 

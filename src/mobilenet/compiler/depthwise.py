@@ -6,12 +6,12 @@ k·k weights of the channels stay in registers too while a row goes by, if a row
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..common.frozen import frozen
 from . import ending
 from .kernel import Kernel, Words, pad
 from .targets import Target
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _LINE, _SETS, _WAYS = 64, 64, 12  # of an L1 cache: bytes of a line, lines that do not displace each other, and of each
 
 
-@dataclass(frozen=True)
+@frozen
 class Depthwise(Kernel):
     """Is the kernel; called with rows begin..end of the output, at least `high`; `extra` is a row of zeros.
 

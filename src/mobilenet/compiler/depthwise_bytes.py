@@ -6,13 +6,13 @@ column is interleaved once: its words stay in registers while the outputs that n
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..common.frozen import frozen
 from . import ending
 from .depthwise import Depthwise
 from .kernel import Words, four_order, in_word, pad
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _ROWS = 4  # of inputs that are interleaved
 
 
-@dataclass(frozen=True)
+@frozen
 class DepthwiseBytes(Depthwise):
     """Is the kernel, for k = 3; `high` is 1 or, at stride 1, 2; `wide` is 1.
 

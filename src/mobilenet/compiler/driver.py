@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from . import crew
 from .crew import PAUSES
 from .kernel import Kernel
-from .lower import Plan
 from .memory import ALIGNMENT
+from .plan import Plan
 from .targets import Target
 
 STEP_WORDS = 7

@@ -1,13 +1,13 @@
 """What a kernel is to the rest of the compiler: frozen facts that name it, and a function that writes its code."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..common.frozen import frozen
 from .targets import Target
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def four_order(target: Target, lanes: int | None = None) -> tuple[int, ...]:
     return tuple(16 * (lane // 4) + 4 * vector + lane % 4 for vector in range(4) for lane in range(lanes))
 
 
-@dataclass(frozen=True)
+@frozen
 class Kernel(ABC):
     """Is the constants of one kernel. Equal kernels share their code."""
 

@@ -1,10 +1,8 @@
 """From a network to a plan: which kernel computes which rows when, and where everything lies. No LLVM, no weights."""
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import pairwise
-from typing import Literal, NamedTuple
 
 from ..arch import Layer, Network, Shape
 from . import dense, depthwise, depthwise_bytes, matrix, tiled
@@ -13,6 +11,7 @@ from .dense import Dense
 from .depthwise import Depthwise
 from .kernel import SIZES, Kernel, in_word, whole
 from .memory import ALIGNMENT, Buffer, place
+from .plan import Fill, Integers, Place, Plan, Step, for_floats
 from .pointwise import Pointwise
 from .pool import Pool
 from .scale import Scale
@@ -21,86 +20,6 @@ from .shortcut import Shortcut
 from .stages import STORED, Stage, alignment, input_channels, stages
 from .targets import Target
 from .tiled import Tiled, TiledConv
-
-Region = Literal["arena", "weights", "pixels"]
-
-
-class Place(NamedTuple):
-    """Is an address: bytes from the beginning of a region; in "pixels" the number of values before it."""
-
-    region: Region
-    offset: int
-
-
-class Step(NamedTuple):
-    """Is one call of a kernel, for the layer `layer`."""
-
-    layer: str
-    kernel: Kernel
-    out: Place
-    source: Place
-    parameters: Place
-    extra: Place
-    begin: int
-    end: int
-
-
-@dataclass(frozen=True)
-class Integers:
-    """Is what the code for whole numbers depends on of a model's numbers.
-
-    Attributes:
-        endings: of each layer that rescales its sums, as `ending` says.
-        zeros: of each layer, what zero is in its input: for each channel, or one for all.
-        large: depthwise layers with sums that floats can't hold exactly.
-        nine: layers with weights that no signed byte is.
-    """
-
-    endings: Mapping[str, str] = field(default_factory=dict)
-    zeros: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    large: frozenset[str] = frozenset()
-    nine: frozenset[str] = frozenset()
-
-
-class Fill(NamedTuple):
-    """Is bytes of the arena that are a pattern, again and again, before the first image."""
-
-    offset: int
-    bytes: int
-    pattern: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Is a network laid out for a target.
-
-    Attributes:
-        network, target, precision: what it is for.
-        parts: for each thread the calls for one image in their order; the first ones read pixels, as uint8. None is
-            where it waits for the others.
-        kernels: each distinct one, those for float32 pixels included.
-        packed: for each stage with parameters its kernel and their offset in bytes.
-        weights, arena: bytes of the parameters and of all activations; the arena is zeros at first, but for the fills.
-        fills: what is not.
-        zeroed: the parts of the arena, offset and bytes, that must be zeros or fills before each image.
-        result: where in the arena the last layer's output is.
-        stored: its shape there, channels in whole vectors.
-        numbers: what it is there.
-    """
-
-    network: Network
-    target: Target
-    precision: str
-    parts: tuple[tuple[Step | None, ...], ...]
-    kernels: tuple[Kernel, ...]
-    packed: dict[str, tuple[Kernel, int]]
-    weights: int
-    arena: int
-    fills: tuple[Fill, ...]
-    zeroed: tuple[tuple[int, int], ...]
-    result: int
-    stored: Shape
-    numbers: str
 
 
 def lower(
@@ -121,11 +40,6 @@ def lower(
         cache: bytes that may be kept between the layers of a fused block, None for what suits a server.
     """
     return _Lowering(network, target, precision, integers or Integers(), fuse, threads, cache).plan()
-
-
-def for_floats(kernel: Kernel) -> Kernel:
-    """Returns the kernel that reads float32 pixels where `kernel` reads bytes."""
-    return replace(kernel, reads="f32") if isinstance(kernel, Scale) else kernel
 
 
 class _Lowering:

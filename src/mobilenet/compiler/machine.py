@@ -3,9 +3,9 @@
 import ctypes
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..common.frozen import frozen
 from .kernel import Floats, Kernel, in_word
 from .native import load_code
 from .pack import aligned
@@ -24,7 +24,7 @@ _SIDE = 16  # rows, and words of a row, of a matrix register
 _READS = 8  # vectors in a round of the loop that reads, each with a sum of its own
 
 
-@dataclass(frozen=True)
+@frozen
 class Peak(Kernel):
     """Is a loop of multiply-adds in registers; called with 0 and its rounds.
 
@@ -81,7 +81,7 @@ def multiplies_matrices(numbers: str, target: Target) -> bool:
     return numbers != "f32" and "tiles" in target.words
 
 
-@dataclass(frozen=True)
+@frozen
 class Read(Kernel):
     """Is a loop that reads and adds; called with 0 and its rounds, `vectors` vectors each.
 

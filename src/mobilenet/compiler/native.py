@@ -4,9 +4,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain, pairwise, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..arch import Layer, Network
 from ..common.checks import choice
+from ..common.frozen import frozen
 from ..common.progress import counter
 from ..errors import MobileNetError, UsageError
 from ..quantized import EXACT, centred_weight, largest_sums, lower_clamp, rescale_of
@@ -26,8 +25,8 @@ from .crew import Crew, system_function
 from .driver import DRIVE, MARK, STEP_WORDS, TOGETHER
 from .kernel import SIZES, Floats, Kernel, Words
 from .loader import Code
-from .lower import Integers, Plan, Step, for_floats, lower
 from .pack import aligned, pack
+from .plan import Integers, Plan, Step, for_floats
 from .resample import LEAST, Across, Down, Resampler
 from .targets import Target, choose
 
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 PRECISIONS = ("f32", "bf16", "int8")
 
 
-@dataclass(frozen=True)
+@frozen
 class Made:
     """Is what a compiled engine consists of, and how it came about.
 
@@ -103,25 +102,27 @@ class NativeEngine(Runner):
         start = time.perf_counter()
         chosen = choose(target)
         whole = model.precision == "int8"
-        facts = integers(model.network, model.tensors) if whole else None
-        make = partial(lower, model.network, chosen, precision=precision, integers=facts, fuse=fuse)
-        self.plan = make()
-        together = make(threads=self.threads) if self.threads > 1 else self.plan
-        kernels = tuple(dict.fromkeys((*self.plan.kernels, *together.kernels)))
-        height, width, channels = model.network.input
-        across = Across(width) if channels == 3 and min(height, width) >= LEAST else None
-        kernels += (across, Down()) if across else ()
-        code, kept = load_code(kernels, chosen)
+        facts = integers(model.network, model.tensors) if whole else Integers()
+        code, plans, kept = _load(model.network, chosen, precision, facts, fuse, self.threads)
+        self.plan = Plan.restored(plans[0], model.network, chosen)
         # One packing serves both plans: it does not depend on who computes which rows.
         scaling = model.preprocessing.mean, model.preprocessing.std
         weights = pack(self.plan, model.tensors if whole else Folded(model.network, model.tensors), *scaling)
         decode = partial(_floats, self.plan.numbers, last_scale(model))
-        self._alone = _Tapes(self.plan, code, weights, decode)
-        self._together = _Tapes(together, code, weights, decode)
-        arenas = self.plan.arena, together.arena
-        self.resampler = Resampler(code, across, height, chosen.lanes) if across else None
-        self.made = Made(precision, chosen.name, len(kernels), code.size, weights.nbytes, max(arenas), kept,
+        self._tapes = partial(_Tapes, code=code, weights=weights, decode=decode)
+        self._alone = self._tapes(self.plan)
+        self._kept = plans[-1]
+        across = _across(model.network)
+        self.resampler = Resampler(code, across, model.network.height, chosen.lanes) if across else None
+        kernels = sum("(" in name for name in code.address)  # the driver's functions have names without
+        arena = max(plan["arena"] for plan in plans)
+        self.made = Made(precision, chosen.name, kernels, code.size, weights.nbytes, arena, kept,
                          time.perf_counter() - start)  # fmt: skip
+
+    @cached_property
+    def _together(self) -> "_Tapes":
+        """The plan of one image on all threads; photos that are labelled one a thread do not need it."""
+        return self._tapes(Plan.restored(self._kept, self.network, self.plan.target))
 
     def profile(self, pixels: NDArray[np.uint8] | Floats | None = None, seconds: float = 2.0) -> "Profile":
         """Measures each layer, the whole, and what the machine can do at its best.
@@ -148,6 +149,8 @@ class NativeEngine(Runner):
         images = np.ascontiguousarray(images)
         workers = min(self.threads, len(images))
         if workers > 1:
+            from concurrent.futures import ThreadPoolExecutor  # with what it imports 6 ms, not needed for one photo
+
             with ThreadPoolExecutor(workers) as pool:
                 list(pool.map(self._alone.play, images, logits))
         else:
@@ -362,12 +365,43 @@ def _call(step: Step, function: int, bases: dict[str, int]) -> list[int]:
     return [function, *places, step.begin, step.end]
 
 
+def _across(network: Network) -> Across | None:
+    """Returns the kernel that begins to resize photos to a network's input, None where no photo is."""
+    height, width, channels = network.input
+    return Across(width) if channels == 3 and min(height, width) >= LEAST else None
+
+
+def _load(
+    network: Network, target: Target, precision: str, facts: Integers, fuse: bool, threads: int
+) -> tuple[Code, list[dict[str, Any]], Path | None]:
+    """Returns a network's code and its plans, for one thread and, if there are more, for all; and their file."""
+
+    def make() -> tuple[Sequence[Kernel], list[dict[str, Any]]]:
+        from .lower import lower
+
+        make_plan = partial(lower, network, target, precision=precision, integers=facts, fuse=fuse)
+        plans = [make_plan(threads=count) for count in dict.fromkeys((1, threads))]
+        across = _across(network)
+        resize = (across, Down()) if across else ()
+        return (*chain.from_iterable(plan.kernels for plan in plans), *resize), [plan.kept() for plan in plans]
+
+    large, nine = sorted(facts.large), sorted(facts.nine)  # whose order in a set is another in each process
+    asked = network.layers, precision, facts.endings, facts.zeros, large, nine, fuse, threads
+    return _kept(store.key(map(repr, asked), target), target, make)
+
+
 def load_code(kernels: Sequence[Kernel], target: Target) -> tuple[Code, Path | None]:
     """Returns the kernels' code from the cache, or compiled now and kept, and the file it is kept in."""
-    name = store.key(kernels, target)
+    code, _, path = _kept(store.key(sorted(kernel.name for kernel in kernels), target), target, lambda: (kernels, None))
+    return code, path
+
+
+def _kept(name: str, target: Target, make: Callable[[], tuple[Sequence[Kernel], Any]]) -> tuple[Code, Any, Path | None]:
+    """Returns code and facts that are kept under a name, and their file; else those that are made now: `make` returns
+    kernels and facts."""  # fmt: skip
     image = store.read(name)
     if image is not None:
-        return Code(*image), store.folder() / name
+        return Code(image.code, image.functions), image.facts, store.folder() / name
     try:
         from .build import build  # only here is LLVM needed
     except ImportError as error:
@@ -375,10 +409,11 @@ def load_code(kernels: Sequence[Kernel], target: Target) -> tuple[Code, Path | N
             f"compiling a network for the first time needs llvmlite, which can't be imported ({error}): pip "
             "install llvmlite, or set MOBILENET_TARGET=numpy to run without compiled code"
         ) from error
-    image = build(kernels, target, progress=counter("compiling"))
-    code = Code(*image)
+    kernels, facts = make()
+    image = store.Image(*build(tuple(dict.fromkeys(kernels)), target, progress=counter("compiling")), facts)
+    code = Code(image.code, image.functions)
     try:
-        return code, store.write(name, image)
+        return code, facts, store.write(name, image)
     except MobileNetError as error:
         warnings.warn(f"compiled code can't be kept for the next start: {error}", stacklevel=2)
-        return code, None
+        return code, facts, None

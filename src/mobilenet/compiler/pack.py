@@ -14,8 +14,8 @@ from .dense import Dense
 from .depthwise import Depthwise
 from .depthwise_bytes import DepthwiseBytes
 from .kernel import Floats, Words, byte_offset, four_order, in_word, pad
-from .lower import Plan
 from .memory import ALIGNMENT
+from .plan import Plan
 from .pool import Pool
 from .scale import Scale
 

@@ -1,9 +1,9 @@
 """Pointwise convolution: the product of [pixels, inputs] and [inputs, outputs], with bias, activation and shortcut."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..common.frozen import frozen
 from . import ending, matrix
 from .kernel import Kernel
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .ir import Code, Index, Pointer, Value
 
 
-@dataclass(frozen=True)
+@frozen
 class Pointwise(Kernel):
     """Is the kernel; called with pixels begin..end, at least `high` of them.
 

@@ -1,8 +1,8 @@
 """Pooling over the whole feature map: the mean or the largest of each channel."""
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..common.frozen import frozen
 from . import ending
 from .kernel import Kernel
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .ir import Code, Index, Value
 
 
-@dataclass(frozen=True)
+@frozen
 class Pool(Kernel):
     """Is the kernel; called with vectors of channels begin..end.
 

@@ -20,8 +20,8 @@ from ..common.text import bytes_text, table_text
 from ..cost import cost
 from ..errors import UsageError
 from .kernel import SIZES
-from .lower import Plan
 from .machine import CACHE, MEMORY, Machine
+from .plan import Plan
 from .stages import STORED
 
 if TYPE_CHECKING:

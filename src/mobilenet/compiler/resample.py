@@ -7,13 +7,13 @@ numbers come from `photos.resampling`, and depend on the photo's size.
 import contextlib
 import ctypes
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..common.frozen import frozen
 from ..photos.resampling import ONE_BITS, Box, factors
 from .kernel import Kernel
 from .loader import Code
@@ -31,7 +31,7 @@ _KEPT = 1 << 22  # bytes of memory between the passes that are kept for the next
 _TABLES = 256  # of the sides seen last: 5 kB each for a photo of 500 pixels to 224
 
 
-@dataclass(frozen=True)
+@frozen
 class Across(Kernel):
     """Is the pass along rows; called with rows begin..end.
 
@@ -93,7 +93,7 @@ def _folded(code: "Writer", vectors: "list[Value]") -> "Value":
     return vectors[0]
 
 
-@dataclass(frozen=True)
+@frozen
 class Down(Kernel):
     """Is the pass along columns; called with rows begin..end of the output.
 

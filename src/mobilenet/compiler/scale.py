@@ -3,16 +3,16 @@
 The zeros are zeros after scaling, as the networks were trained; they are written once, when the memory is set aside.
 """
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..common.frozen import frozen
 from .kernel import Kernel
 
 if TYPE_CHECKING:
     from .ir import Code, Index
 
 
-@dataclass(frozen=True)
+@frozen
 class Scale(Kernel):
     """Is the kernel; called with rows begin..end.
 

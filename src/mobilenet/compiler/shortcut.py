@@ -3,16 +3,16 @@
 These have no address to spare: `extra`, where pointwise convolutions find theirs, is their row of zeros.
 """
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..common.frozen import frozen
 from .kernel import Kernel
 
 if TYPE_CHECKING:
     from .ir import Code, Index
 
 
-@dataclass(frozen=True)
+@frozen
 class Shortcut(Kernel):
     """Is the kernel; called with rows begin..end, copies those of `extra` to those of the output.
 

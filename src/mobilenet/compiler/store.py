@@ -1,9 +1,10 @@
 """Keeps compiled code on disk for the next start: private to the user, and checked before any of it is used.
 
 A file is the SHA-256 of the rest, the length of a JSON header, the header (which llvmlite compiled it, where each
-function begins), the code. Its name is a hash of what the code depends on: the kernels, the target, and this folder's
-own source. It is read once, into memory, and what was checked is what is run: nothing can be swapped in between.
-Processes that compile the same network at a time write the same file, each whole, and the last one stays.
+function begins, and the facts that belong to it: a network's plans), the code. Its name is a hash of what all that is
+made from: the network's layers or the kernels, the target, and the source of this folder and of the layers. It is read
+once, into memory, and what was checked is what is run: nothing can be swapped in between. Processes that compile the
+same network at a time write the same file, each whole, and the last one stays.
 """
 
 import contextlib
@@ -14,14 +15,14 @@ import re
 import stat
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import cache
 from importlib import util
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from ..common.files import read_opened, shown, write_atomic
 from ..errors import MobileNetError
-from .kernel import Kernel
 from .targets import Target
 
 ENVIRONMENT = "MOBILENET_CODE"
@@ -31,7 +32,19 @@ _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")  # as `write_atomic` names them
 _ABANDONED = 3600  # seconds after which nobody writes to a temporary file any more
 _USED = 86400  # seconds: so exact is the date on which a file was last used
 
-Image = tuple[bytes, dict[str, int]]
+
+class Image(NamedTuple):
+    """Is compiled code.
+
+    Attributes:
+        code: the machine's.
+        functions: where each begins in it, by name.
+        facts: that belong to it, as plain data.
+    """
+
+    code: bytes
+    functions: dict[str, int]
+    facts: Any = None
 
 
 def folder() -> Path:
@@ -50,9 +63,9 @@ def folder() -> Path:
         raise MobileNetError(f"there is no home folder to keep compiled code in; set {ENVIRONMENT}") from error
 
 
-def key(kernels: Sequence[Kernel], target: Target) -> str:
-    """Returns the name under which the code of these kernels is kept."""
-    facts = [target.name, target.triple, target.cpu, _compiler(), *sorted(kernel.name for kernel in kernels)]
+def key(parts: Iterable[str], target: Target) -> str:
+    """Returns the name under which code is kept; `parts` are all that it depends on beside target and compiler."""
+    facts = [target.name, target.triple, target.cpu, _compiler(), *parts]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()
 
 
@@ -71,7 +84,7 @@ def read(name: str, where: Path | None = None) -> Image | None:
         header = json.loads(data[40 : 40 + size])
         if _llvmlite() not in ("", header["llvmlite"]):
             return None
-        return data[40 + size :], header["functions"]
+        return Image(data[40 + size :], header["functions"], header["facts"])
     except (OSError, MobileNetError, ValueError, LookupError, TypeError, struct.error):
         return None
 
@@ -83,9 +96,9 @@ def write(name: str, image: Image, where: Path | None = None) -> Path:
         MobileNetError: names the folder and says why nothing can be kept there.
     """
     where = where or folder()
-    code, functions = image
-    header = json.dumps({"llvmlite": _llvmlite(), "functions": functions}).encode()
-    rest = struct.pack("<Q", len(header)) + header + code
+    facts = {"llvmlite": _llvmlite(), "functions": image.functions, "facts": image.facts}
+    header = json.dumps(facts, separators=(",", ":")).encode()
+    rest = struct.pack("<Q", len(header)) + header + image.code
     try:
         where.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not _private(os.stat(where)):
@@ -144,9 +157,10 @@ def _make_room(where: Path) -> None:
 
 @cache
 def _compiler() -> str:
-    """Returns a hash of this folder's source."""
+    """Returns a hash of the source of this folder, and of the layers that it compiles."""
     source = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    own = Path(__file__).parent
+    for path in (own.parent / "arch.py", *sorted(own.glob("*.py"))):
         source.update(path.read_bytes())
     return source.hexdigest()
 

@@ -8,16 +8,16 @@ Standard library only, so that code that has been compiled before is found and r
 import ctypes
 import os
 import platform
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from ..common.frozen import frozen
 from ..errors import UsageError
 
 ENVIRONMENT = "MOBILENET_TARGET"
 
 
-@dataclass(frozen=True)
+@frozen
 class Target:
     """Is an instruction set as the compiler sees it.
 

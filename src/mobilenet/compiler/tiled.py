@@ -6,9 +6,9 @@ quick, multiplying onto what was just loaded is not.)
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..common.frozen import frozen
 from . import matrix
 from .conv import Conv
 from .pointwise import Pointwise
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _SIDE = 16  # rows, and words of a row, of a matrix register
 
 
-@dataclass(frozen=True)
+@frozen
 class Tiled(Pointwise):
     """Is the kernel; `high` is the pixels of a block, `wide` its vectors of outputs, at most 4.
 
@@ -59,7 +59,7 @@ class Tiled(Pointwise):
         code.matrices.give_up()
 
 
-@dataclass(frozen=True)
+@frozen
 class TiledConv(Conv):
     """Is the kernel for a standard convolution of bytes; `high` and `wide` as of `Tiled`.
 

@@ -4,7 +4,6 @@ A photo that can't be read becomes a row with its error and the rest goes on. Me
 photos: paths, pixels and rows are all passed on as they come.
 """
 
-import csv
 import glob
 import itertools
 import json
@@ -12,7 +11,6 @@ import os
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Literal, TextIO, get_args
@@ -22,8 +20,8 @@ import numpy as np
 from .. import photos
 from ..common.checks import choice, integer
 from ..common.files import shown
+from ..common.frozen import frozen
 from ..common.parallel import in_order
-from ..data.layouts import EXTENSIONS
 from ..errors import DataError, PhotoError, UsageError
 from ..model import Model, Prediction, softmax
 from ..photos.preprocessing import Preprocessing
@@ -36,7 +34,7 @@ TABLE_PATH, TABLE_LABEL = 48, 40  # widest columns of the table; longer names ar
 TABLE_HEAD = 16  # rows that are looked at before the first is printed, for the widths
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Row:
     """Is what one photo got: its likeliest labels with their probabilities, best first, or the error."""
 
@@ -101,6 +99,8 @@ def _under(path: str) -> Iterator[Path]:
     if not os.path.isdir(path):
         yield Path(path)
         return
+    from ..data.layouts import EXTENSIONS
+
     seen: set[tuple[int, int]] = set()
     waiting = [path]
     empty = True
@@ -237,6 +237,8 @@ def _json(rows: Iterator[Row], out: TextIO) -> None:
 
 
 def _csv(rows: Iterator[Row], out: TextIO) -> None:
+    import csv
+
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(("path", "rank", "label", "probability", "error"))
     for row in rows:

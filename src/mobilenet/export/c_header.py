@@ -1,8 +1,8 @@
 """The C header of an exported model: one function, sizes as constants, what the input must be, the labels."""
 
 from .. import __version__
-from ..compiler.lower import Plan
 from ..compiler.memory import ALIGNMENT
+from ..compiler.plan import Plan
 from ..model import Model
 from ..photos.preprocessing import Preprocessing
 

@@ -4,8 +4,8 @@ import json
 from dataclasses import dataclass
 
 from .. import __version__
-from ..compiler.lower import Plan
 from ..compiler.memory import ALIGNMENT
+from ..compiler.plan import Plan
 from ..model import Model
 from .c_header import colours, meaning, numbers, output_floats, way
 

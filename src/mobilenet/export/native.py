@@ -16,9 +16,10 @@ from ..common.checks import choice
 from ..common.files import write_atomic
 from ..common.text import bytes_text
 from ..compiler import link
-from ..compiler.lower import Plan, lower
+from ..compiler.lower import lower
 from ..compiler.native import integers, last_scale
 from ..compiler.pack import pack
+from ..compiler.plan import Plan
 from ..compiler.targets import DEVICES, TARGETS, Target, choose, runnable
 from ..errors import GateError, UsageError
 from ..model import Model

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from ..compiler import link
 from ..compiler.emulator import Emulator
-from ..compiler.lower import Plan
 from ..compiler.pack import aligned
+from ..compiler.plan import Plan
 from ..compiler.targets import Target, runnable
 from ..errors import MobileNetError
 from .c_header import output_floats

@@ -1,8 +1,8 @@
 """The limits for photos, what a header says, and the checks that the formats' header walks share."""
 
 import struct
-from dataclasses import dataclass
 
+from ..common.frozen import frozen
 from ..errors import PhotoError
 
 MAX_BYTES = 64 << 20
@@ -36,7 +36,7 @@ MAX_SUB_BLOCKS = 1 << 18
 """Of a GIF; 64 MiB have 263,000 of the full 255 bytes."""
 
 
-@dataclass(frozen=True)
+@frozen
 class Header:
     """Holds what the decoders need to know of a photo; sizes are as stored, before the orientation is applied."""
 

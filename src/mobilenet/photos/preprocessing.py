@@ -1,10 +1,10 @@
 """How a photo becomes a network's input, as data that travels with the model. Standard library only."""
 
 import dataclasses
-from dataclasses import dataclass
 from typing import Any
 
 from ..common.checks import choice, exact_fields, integer, number, short
+from ..common.frozen import frozen
 from ..errors import ModelError, UsageError
 
 MAX_SIDE = 4096
@@ -15,7 +15,7 @@ INTERPOLATIONS = ("bilinear", "bicubic")
 _RANGES = {"mean": (-1e6, 1e6), "std": (1e-6, 1e6)}
 
 
-@dataclass(frozen=True)
+@frozen
 class Preprocessing:
     """Describes the way from a photo to pixels: which part of it, resized to what, and how the engine scales values.
 

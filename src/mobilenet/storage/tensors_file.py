@@ -13,8 +13,9 @@ import math
 import os
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -153,11 +154,22 @@ def _open(path: Path, follow_symlinks: bool) -> io.FileIO:
 def _hashed(file: io.FileIO, size: int, digest: "hashlib._Hash") -> NDArray[np.uint8]:
     """Reads the rest of a file, hashed in a thread while the next bytes are read: the two are most of a load."""
     data = np.empty(size, np.uint8)
-    with ThreadPoolExecutor(1) as hasher:
+    filled: SimpleQueue[memoryview | None] = SimpleQueue()
+
+    def hash_filled() -> None:
+        for part in iter(filled.get, None):
+            digest.update(part)
+
+    hasher = Thread(target=hash_filled)
+    hasher.start()
+    try:
         for begin in range(0, size, _CHUNK):
             part = data[begin : begin + _CHUNK].data
             _fill(file, part)
-            hasher.submit(digest.update, part)
+            filled.put(part)
+    finally:
+        filled.put(None)
+        hasher.join()
     return data
 
 
