@@ -261,6 +261,8 @@ def test_what_can_not_be_quantised_is_named(tmp_path: Path) -> None:
     broken.tensors["stem.weight"][0] = np.nan
     with pytest.raises(ModelError, match=r"tensor 'stem.weight' holds NaN"):
         broken.quantize(pictures(NETWORK, 1))
+    with pytest.raises(DataError, match=r"no photo in this folder can be read; give one with a few dozen.*\.jpg"):
+        random_model(NETWORK).quantize(tmp_path)
     (tmp_path / "x.jpg").write_bytes(b"no photo")
     with pytest.raises(DataError, match=r"1 of 1 photos to quantise with can't be read; the first: .*x.jpg"):
         random_model(NETWORK).quantize(tmp_path)
