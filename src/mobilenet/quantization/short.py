@@ -25,13 +25,17 @@ _RATIO = 16  # a pooling's input has a scale of so many parts of its output's
 def multipliers(least: Array, bias: Array, most: int) -> Array:
     """Returns multipliers, from `least` up, whose products are exact with all sums that are not clamped.
 
+    They are odd multiples, so that next to no sum has a product that ends in a half: to which side that is rounded may
+    depend on what else is added.
+
     Args:
         least: with which all weights are within int8, [out].
         bias: in steps of the output, [out]; it may yet become a quarter and 16 steps more.
         most: steps that the output may be from its zero point.
     """
     places = (_BITS - np.ceil(np.log2(_largest(bias, most)))).astype(np.int64)
-    return np.asarray(np.ldexp(np.maximum(np.ceil(np.ldexp(least, places)), 1.0), -places), np.float32)
+    odd = 2 * np.ceil((np.ldexp(least, places) - 1) / 2) + 1
+    return np.asarray(np.ldexp(np.maximum(odd, 1.0), -places), np.float32)
 
 
 def multipliers_without_halves(least: Array, bias: Array, most: int) -> Array:
