@@ -1,6 +1,7 @@
 """How compiled models are used: by default, from the cache, in little time and memory, in threads and in forks."""
 
 import contextlib
+import gc
 import os
 import pty
 import re
@@ -250,6 +251,28 @@ def test_helpers_sleep_between_images_wake_for_the_next_and_end_with_the_engine(
     assert threading.active_count() == before + 2
     del engine, tape
     assert threading.active_count() == before
+
+
+def test_where_the_system_refuses_a_thread_those_before_it_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Helpers wait in memory of the crew's: one that was left waiting would read it when it is something else."""
+    model, image = random_model(), random_pixels(SMALL, 1)
+    engine = model.compile(threads=4)
+    before, start, started = threading.active_count(), threading.Thread.start, []
+
+    def refuse_the_third(thread: threading.Thread) -> None:
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    with monkeypatch.context() as changed:
+        changed.setattr(threading.Thread, "start", refuse_the_third)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            engine(image)
+    gc.collect()
+    assert len(started) == 2
+    assert threading.active_count() == before
+    np.testing.assert_array_equal(engine(image), model.compile(threads=1)(image))  # when there are threads again
 
 
 def test_a_process_forks_while_its_threads_use_an_engine() -> None:

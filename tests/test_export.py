@@ -18,8 +18,8 @@ from mobilenet.convert import write
 from mobilenet.errors import GateError, MobileNetError, ModelError, UsageError
 from mobilenet.export import FORMATS, checked, export
 from mobilenet.formats import flatbuffer, protobuf
-from mobilenet.reference import forward, softmax
-from model_makers import random_model
+from mobilenet.reference import forward, softmax, tolerance
+from model_makers import random_model, random_pixels
 
 RUNTIMES = {"onnx": "onnxruntime", "tflite": "ai_edge_litert"}
 MODELS = (v1(0.1, (33, 40), 3), v2(0.1, 32, 5, conventions="torchvision"), v2(0.1, 32, include_top=False))
@@ -43,6 +43,24 @@ def test_a_file_is_written_once_its_runtime_agrees(tmp_path: Path, format: str, 
     assert written.difference is not None
     assert written.difference < 0.1
     assert "run in" in str(written)
+
+
+@pytest.mark.parametrize("network", MODELS, ids=str)
+@pytest.mark.parametrize("pixels", [False, True])
+def test_openvino_agrees_too(tmp_path: Path, network: Any, pixels: bool) -> None:
+    """Told to compute in float32, as it takes bfloat16 where the processor has it."""
+    openvino = pytest.importorskip("openvino")
+    model = random_model(network)
+    written = mobilenet.export(model, tmp_path / "x.onnx", pixels=pixels, check=False)
+    compiled = openvino.Core().compile_model(*written.files, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    photo = random_pixels(network, 1)
+    scaling = model.preprocessing.mean, model.preprocessing.std
+    expected = forward(network, model.tensors, photo, scaling=scaling)
+    mean, std = (np.array(part, np.float32) for part in scaling)
+    found = compiled([photo if pixels else ((photo - mean) / std).astype(np.float32).transpose(0, 3, 1, 2)])[0]
+    allowed = tolerance(network, model.tensors, photo, float(np.finfo(np.float32).eps), scaling=scaling)
+    assert (np.abs((found if network.include_top else found.transpose(0, 2, 3, 1)) - expected) <= allowed).all()
+    assert len(np.unique(expected)) > 1
 
 
 @installed

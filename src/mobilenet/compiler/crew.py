@@ -50,11 +50,13 @@ class Crew:
         for place in begins:
             libc.sem_init(ctypes.c_void_p(place + 8 * _SEMAPHORE), 0, 0)
         serve = code.function(SERVE)
-        threads = [Thread(target=serve, args=(place, _LOOKS), daemon=True) for place in begins]
-        for thread in threads:
-            thread.start()
         self._lead, self._address = code.function(LEAD), begins[0]
-        weakref.finalize(self, _end, self._helpers, threads, code)
+        threads: list[Thread] = []
+        weakref.finalize(self, _end, self._helpers, threads, code)  # also ends those before one that the system refuses
+        for place in begins:
+            thread = Thread(target=serve, args=(place, _LOOKS), daemon=True)
+            thread.start()
+            threads.append(thread)
 
     def do(self, job: int) -> None:
         """Does the job at an address with all helpers; returns when it is done and no helper needs it any more."""
@@ -152,21 +154,7 @@ done:
   %helper = getelementptr [{_WORDS} x i64], ptr %helpers, i64 %i
   %tried = cmpxchg ptr %helper, i64 {_ASKED}, i64 {_IDLE} acq_rel acquire
   br label %look
-look:
-  %n = phi i64 [ 0, %done ], [ %n.next, %pause ], [ %n.next, %offer ]
-  %n.next = add i64 %n, 1
-  %state = load atomic i64, ptr %helper acquire, align 8
-  %busy = icmp eq i64 %state, {_AT_WORK}
-  br i1 %busy, label %wait, label %free
-wait:
-  %early = icmp ult i64 %n, {_LOOKS}
-  br i1 %early, label %pause, label %offer
-pause:
-  {pause}
-  br label %look
-offer:
-  %offered = call i32 %yield()
-  br label %look
+{waiting("done", "%helper", f"icmp eq i64 %now, {_AT_WORK}", "free", _LOOKS, pause)}
 free:
   %i.next = add i64 %i, 1
   %more = icmp ult i64 %i.next, %count
@@ -175,6 +163,33 @@ end:
   ret void
 }}
 """
+
+
+def waiting(before: str, place: str, unfinished: str, after: str, looks: int, pause: str) -> str:
+    """Returns a loop that looks at a word again and again, `looks` times before it offers its processor to others.
+
+    Args:
+        before, after: the blocks that the loop is between.
+        unfinished: what is so of `%now`, the word, as long as it is waited for.
+        pause: of the machine's, between two looks; `%yield` is the system's function.
+    """
+    return f"""look:
+  %looks = phi i64 [ 0, %{before} ], [ %looks.next, %again ]
+  %now = load atomic i64, ptr {place} acquire, align 8
+  %unfinished = {unfinished}
+  br i1 %unfinished, label %wait, label %{after}
+wait:
+  %looks.next = add i64 %looks, 1
+  %early = icmp ult i64 %looks.next, {looks}
+  br i1 %early, label %pause, label %offer
+pause:
+  {pause}
+  br label %again
+offer:
+  %offered = call i32 %yield()
+  br label %again
+again:
+  br label %look"""
 
 
 def _dismiss() -> str:

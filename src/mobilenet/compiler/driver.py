@@ -118,23 +118,7 @@ after:
   %n.next = add i64 %n, 1
   %more = icmp ult i64 %n.next, %threads
   br i1 %more, label %part, label %look
-look:
-  %looks = phi i64 [ 0, %after ], [ %looks.next, %again ]
-  %now = load atomic i64, ptr %counter acquire, align 8
-  %done = icmp uge i64 %now, %threads
-  br i1 %done, label %finished, label %wait
-wait:
-  %looks.next = add i64 %looks, 1
-  %early = icmp ult i64 %looks.next, {_SPINS}
-  br i1 %early, label %pause, label %offer
-pause:
-  {pause}
-  br label %again
-offer:
-  %result = call i32 %yield()
-  br label %again
-again:
-  br label %look
+{crew.waiting("after", "%counter", "icmp ult i64 %now, %threads", "finished", _SPINS, pause)}
 finished:
   %s.next = add i64 %s, 1
   %follows = icmp ult i64 %s.next, %stretches
