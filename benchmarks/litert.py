@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import labels
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from numpy.typing import NDArray
@@ -67,7 +68,7 @@ def milliseconds(run: Logits, pixels: NDArray[np.uint8]) -> float:
     return min(times) * 1e3
 
 
-def compare(path: Path, files: Sequence[Path], labels: Sequence[str]) -> None:
+def compare(path: Path, files: Sequence[Path], names: Sequence[str]) -> None:
     """Prints a line for each rescale, and one for each kind of LiteRT's kernels."""
     data = path.read_bytes()
     models = {rescale: read(path, rescale=rescale) for rescale in RESCALES}
@@ -83,22 +84,14 @@ def compare(path: Path, files: Sequence[Path], labels: Sequence[str]) -> None:
             if name in took:
                 took[name].append(milliseconds(run, pixels))
     bytes_ = {name: np.stack(rows) for name, rows in found.items()}
-    truth = np.array([labels.index(_label(file)) if labels else -1 for file in files])
+    truth = np.array([labels.index(file, names) if names else -1 for file in files])
     print(f"{path.name}, {len(files)} photos: of each pair those with equal bytes, with the same label")
     for name, rows in bytes_.items():
         against = [rows_ for other, rows_ in bytes_.items() if other.startswith("LiteRT")]
         pairs = [f"{(rows == x).all(1).sum()}, {(rows.argmax(1) == x.argmax(1)).sum()}" for x in against]
-        right = f", {(rows.argmax(1) == truth).mean():.1%} right" if labels else ""
+        right = f", {(rows.argmax(1) == truth).mean():.1%} right" if names else ""
         ms = f", {statistics.median(took[name]):.2f} ms" if name in took else ""
         print(f"  {name}: reference {pairs[0]}; XNNPACK {pairs[1]}{right}{ms}")
-
-
-def _label(file: Path) -> str:
-    return _plain(file.stem.partition("_")[2])
-
-
-def _plain(label: str) -> str:
-    return label.partition(",")[0].lower().replace("_", " ").replace("-", " ").replace("'", "")
 
 
 def main() -> None:
@@ -108,10 +101,10 @@ def main() -> None:
     parser.add_argument("models", type=Path, nargs="+")
     parser.add_argument("--labels", type=Path, help="text file with a label a line")
     args = parser.parse_args()
-    labels = [_plain(line) for line in args.labels.read_text().splitlines()] if args.labels else []
+    names = labels.read(args.labels)
     files = list(photo_paths([args.photos]))
     for path in args.models:
-        compare(path, files, labels)
+        compare(path, files, names)
 
 
 if __name__ == "__main__":

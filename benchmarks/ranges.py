@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import labels
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,7 +35,7 @@ STEPS = {
 }
 
 
-def pictures(model: Model, source: Path, labels: Sequence[str]) -> tuple[Array, Array, Array]:
+def pictures(model: Model, source: Path, names: Sequence[str]) -> tuple[Array, Array, Array]:
     """Returns the pixels that ranges are of, and those that are measured with their classes."""
     if data := labelled(model, source):
         seen = [data.path(photo) for photo in evenly(list(data.of("train")), usual_count(model.network))]
@@ -42,13 +43,8 @@ def pictures(model: Model, source: Path, labels: Sequence[str]) -> tuple[Array, 
     else:
         paths = list(photo_paths([source]))
         seen = paths[::5]
-        tested = [(path, labels.index(plain(path.stem.partition("_")[2]))) for path in paths if path not in seen]
+        tested = [(path, labels.index(path, names)) for path in paths if path not in seen]
     return _pixels(model, seen), _pixels(model, [path for path, _ in tested]), np.array([label for _, label in tested])
-
-
-def plain(label: str) -> str:
-    """Returns a label as it can be compared: its first name, without signs."""
-    return label.partition(",")[0].lower().replace("_", " ").replace("-", " ").replace("'", "")
 
 
 def _pixels(model: Model, paths: Sequence[Path]) -> Array:
@@ -62,8 +58,7 @@ def main() -> None:
     parser.add_argument("--labels", type=Path, help="text file with a label a line")
     args = parser.parse_args()
     model = mobilenet.load(args.model) if args.model.is_dir() else mobilenet.convert(args.model)
-    names = [plain(line) for line in args.labels.read_text().splitlines()] if args.labels else []
-    seen, tested, truth = pictures(model, args.photos, names)
+    seen, tested, truth = pictures(model, args.photos, labels.read(args.labels))
     expected = model.compile()(tested)
     right = (expected.argmax(1) == truth).mean()
     print(f"{model.network}: ranges of {len(seen)} photos, figures of {len(tested)}")

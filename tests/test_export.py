@@ -137,6 +137,15 @@ def test_formats_and_options_outside_the_rule_are_refused(
     assert not (tmp_path / name).exists()
 
 
+@pytest.mark.parametrize("name", ["x.onnx", "x.tflite", "x.o", "x.wasm"])
+def test_a_missing_folder_is_named_before_anything_is_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    monkeypatch.setattr(importlib.import_module("mobilenet.export"), "import_module", None)  # of the writer
+    with pytest.raises(MobileNetError, match=rf"{name}: can't be written: the folder \S+none is missing; make it"):
+        export(random_model(v1(0.1, 32, 3)), tmp_path / "none" / name)
+
+
 @pytest.mark.parametrize("format", RUNTIMES)
 def test_models_that_are_not_finite_are_refused(tmp_path: Path, format: str) -> None:
     model = random_model(MODELS[0])

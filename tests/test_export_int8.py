@@ -275,11 +275,19 @@ def test_a_file_of_int8_logits_is_read_back_as_the_same_model(tmp_path: Path) ->
     assert (found == integer.forward(model.network, model.tensors, photos)).all()
 
 
-@pytest.mark.parametrize("rescale", ["float", "full"])
-def test_openvino_gives_the_same_bits_without_shortcuts(rescale: Rescale, tmp_path: Path) -> None:
-    """It multiplies before it adds the bias, in float32: multipliers are so short that nothing is rounded."""
+@pytest.mark.parametrize(
+    ("network", "rescale"),
+    [
+        (v1(0.25, (64, 48), 10), "float"),
+        (v1(0.25, (64, 48), 10), "full"),
+        (v2(0.35, (96, 64), 10), "full"),
+        (v2(0.5, 48, 5, downsampling=16, conventions="torchvision"), "full"),
+    ],
+    ids=str,
+)
+def test_openvino_gives_the_same_bits(network: Network, rescale: Rescale, tmp_path: Path) -> None:
+    """It multiplies before it adds the bias, in float32, and adds a shortcut to sums that it has not rounded."""
     openvino = pytest.importorskip("openvino")
-    network = v1(0.25, (64, 48), 10)
     model = quantised(network, rescale=rescale)
     (tmp_path / "x.onnx").write_bytes(onnx(model))
     compiled = openvino.Core().compile_model(tmp_path / "x.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

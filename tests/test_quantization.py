@@ -1,6 +1,7 @@
 """Post-training quantisation: each part does what it is for, and the int8 model gives the float32 model's answers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +261,8 @@ def test_what_can_not_be_quantised_is_named(tmp_path: Path) -> None:
     broken.tensors["stem.weight"][0] = np.nan
     with pytest.raises(ModelError, match=r"tensor 'stem.weight' holds NaN"):
         broken.quantize(pictures(NETWORK, 1))
+    with pytest.raises(DataError, match=r"no photo in this folder can be read; give one with a few dozen.*\.jpg"):
+        random_model(NETWORK).quantize(tmp_path)
     (tmp_path / "x.jpg").write_bytes(b"no photo")
     with pytest.raises(DataError, match=r"1 of 1 photos to quantise with can't be read; the first: .*x.jpg"):
         random_model(NETWORK).quantize(tmp_path)
@@ -330,9 +333,50 @@ def test_short_multipliers_give_the_same_in_any_order() -> None:
         assert (last == exact).all()
 
 
+def round_to_the_same(multiplier: NDArray[np.float32], bias: NDArray[Any], most: int) -> bool:
+    """Returns whether sums near a half, that are not clamped, round as the exact product, a shortcut added or not."""
+    for half in np.arange(-most - 16.5, most + 17):
+        for near in (-1, 0, 1):
+            sums = np.rint(half / multiplier.astype(np.float64)) + near
+            exact = sums * multiplier.astype(np.float64)
+            if (exact == half).any():
+                return False
+            whole = sums.astype(np.float32) * multiplier
+            parts = (sums - bias).astype(np.float32) * multiplier + bias.astype(np.float32) * multiplier
+            for product in (whole, parts):
+                for shortcut in np.float32([0, 1, -255, 254]):
+                    if (np.rint(product + shortcut) - shortcut != np.rint(exact)).any():
+                        return False
+    return True
+
+
+def test_no_product_ahead_of_a_shortcut_is_a_half() -> None:
+    generator = np.random.default_rng(0)
+    least = np.concatenate([np.geomspace(1e-6, 3, 2000), 1 / np.arange(1, 2000)])
+    for most in (128, 255):
+        for steps in (0, 1, 90, 1000, 20_000):
+            bias = generator.uniform(-steps, steps, len(least))
+            multiplier = short.multipliers_without_halves(least, bias, most)
+            assert (multiplier >= least.astype(np.float32)).all()
+            assert round_to_the_same(multiplier, np.rint(bias / multiplier), most)
+    many = np.rint(90 / least)
+    assert not round_to_the_same(short.multipliers(least, many * least, 128), many, 128), "the check can fail"
+
+
+@pytest.mark.parametrize("choices", [PLAIN, Choices(), Choices("percentile", equalise=True)], ids=str)
+@pytest.mark.parametrize("network", [network for network in MEMBERS if network.family == "v2"][:6], ids=str)
+def test_no_product_ahead_of_a_shortcut_is_a_half_in_a_quantised_model(network: Network, choices: Choices) -> None:
+    tensors = quantize(random_model(network), pictures(network, 4), replace(choices, rescale="full")).model.tensors
+    for layer in network.layers:
+        if layer.adds:
+            multiplier, bias, zero = (tensors[f"{layer.name}.{part}"] for part in ("multiplier", "bias", "sum_zero"))
+            assert round_to_the_same(multiplier, bias, max(int(zero[0]), 255 - int(zero[0]))), layer.name
+
+
 def test_short_multipliers_are_little_above_what_is_needed() -> None:
     least = np.geomspace(1 / 1000, 1, 100)
     assert (short.multipliers(least, np.zeros(100), 255) / least).max() < 1 + 2 * 1000 / (1 << 15) + 1e-6
+    assert (short.multipliers_without_halves(least, np.zeros(100), 128) / least).max() < 1 + 4 / (1 << 12)
     assert (short.logit_multipliers(least) / least).max() <= 1 + 1 / 8
     assert {float(x).hex() for x in short.logit_multipliers(np.array([1.0, 1.1, 1.9]))} == {
         "0x1.0000000000000p+0", "0x1.2000000000000p+0", "0x1.0000000000000p+1"

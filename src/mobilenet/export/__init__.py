@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ..common.files import shown
 from ..common.text import bytes_text
 from ..convert import FORMATS as LIBRARIES
-from ..errors import UsageError
+from ..errors import MobileNetError, UsageError
 from ..model import Model
 
 
@@ -85,7 +85,7 @@ def export(model: Model, path: str | os.PathLike[str], format: str | None = None
 
     Raises:
         UsageError: names the format or option that is unknown.
-        MobileNetError: the runtime is not installed, or the file can't be written.
+        MobileNetError: the runtime is not installed, the folder is missing, or the file can't be written.
         ModelError: the library's network is another; names the difference.
         GateError: the outputs differ from the reference's by more than rounding; nothing was written.
     """
@@ -105,6 +105,8 @@ def export(model: Model, path: str | os.PathLike[str], format: str | None = None
             raise UsageError(f"{name}: {format} does not have that option; it has {', '.join(known.options) or 'none'}")
     if known.writer == _LIBRARY:
         options = {"format": format}
+    elif not path.parent.is_dir():  # some formats take long to make
+        raise MobileNetError(f"{shown(path)}: can't be written: the folder {shown(path.parent)} is missing; make it")
     module, _, function = known.writer.rpartition(".")
     written: Exported = getattr(import_module(f".{module}", __name__), function)(model, path, **options)
     return written

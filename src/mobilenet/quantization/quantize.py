@@ -1,5 +1,6 @@
 """Post-training quantisation: a float32 model and a few dozen photos in, an int8 model out."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -10,9 +11,11 @@ from numpy.typing import NDArray
 from .. import photos
 from ..arch import Network
 from ..common.checks import choice, integer, short
+from ..common.files import shown
 from ..common.progress import Progress
 from ..data import dataset
 from ..data.dataset import Dataset
+from ..data.layouts import EXTENSIONS
 from ..errors import DataError, DatasetError, PhotoError, UsageError
 from ..evaluation.predict import photo_paths
 from ..model import Model, need_float
@@ -100,8 +103,11 @@ def _pixels(model: Model, images: Any, count: int) -> tuple[NDArray[np.uint8], t
     """Returns `count` images as the network's input, evenly taken, and the paths of those that are files."""
     if isinstance(images, str | Path):
         data = labelled(model, images)
-        found = [data.path(photo) for photo in data.of("train")] if data else photo_paths([images])
-        return _decoded(model, evenly(list(found), count))
+        paths = [data.path(photo) for photo in data.of("train")] if data else list(photo_paths([images]))
+        if paths == [Path(images)] and os.path.isdir(images):
+            raise DataError(f"{shown(images)}: no photo in this folder can be read; give one with a few dozen, at any "
+                            f"depth, like those that the model will see ({', '.join(sorted(EXTENSIONS))})")  # fmt: skip
+        return _decoded(model, evenly(paths, count))
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4 or not len(images):
         got = f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else short(images)
         raise UsageError(f"images: got {got}, needed uint8 [N, H, W, 3] with N from 1, or a folder of photos")

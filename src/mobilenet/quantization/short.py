@@ -4,6 +4,10 @@ A sum times a multiplier is exact in float32 where the product has at most 24 bi
 bias is added before (ONNX Runtime, XNNPACK, ours) or after the product (OpenVINO), with two roundings or with one. A
 product of up to 512 in steps of 2^-15 has 24 bits. So multipliers are multiples of about 2^-15, and the weights' scales
 follow: they get coarser by 1% or so, as multipliers are mostly above 1/1000 (V1 0.25 224, ImageNet).
+
+That does not help where a runtime leaves a rounding out: OpenVINO adds shortcuts to sums that it has not rounded, which
+makes a difference where a product ends in a half. Ahead of a shortcut multipliers have odd denominators: products are
+no halves then, nor so near one that float32's roundings, wherever they are, could make them one.
 """
 
 from typing import Any
@@ -21,18 +25,35 @@ _RATIO = 16  # a pooling's input has a scale of so many parts of its output's
 def multipliers(least: Array, bias: Array, most: int) -> Array:
     """Returns multipliers, from `least` up, whose products are exact with all sums that are not clamped.
 
-    They are odd multiples, so that next to no sum has a product that ends in a half: OpenVINO adds shortcuts before it
-    rounds, where that makes a difference.
+    They are odd multiples, so that next to no sum has a product that ends in a half: to which side that is rounded may
+    depend on what else is added.
 
     Args:
         least: with which all weights are within int8, [out].
         bias: in steps of the output, [out]; it may yet become a quarter and 16 steps more.
         most: steps that the output may be from its zero point.
     """
-    largest = most + 17 + 1.25 * np.abs(bias)  # that sums without bias may reach
-    places = (_BITS - np.ceil(np.log2(largest))).astype(np.int64)
+    places = (_BITS - np.ceil(np.log2(_largest(bias, most)))).astype(np.int64)
     odd = 2 * np.ceil((np.ldexp(least, places) - 1) / 2) + 1
     return np.asarray(np.ldexp(np.maximum(odd, 1.0), -places), np.float32)
+
+
+def multipliers_without_halves(least: Array, bias: Array, most: int) -> Array:
+    """Returns multipliers, from `least` up, whose products round to the same number with any shortcut added first.
+
+    They are fractions whose denominator is odd, so that a product is at least 1 / (2 · denominator) from a half. All
+    that float32 may be off is 8 · 2^-24 of the largest value: 1 for the multiplier itself and 1 for the product, 2 for
+    the bias's, 1 for their sum and 3 for that with the shortcut, which is up to 255 larger. Arguments as `multipliers`.
+    """
+    finest = 2.0 ** (_BITS - 4) / _largest(bias, most)
+    parts = np.maximum(np.floor(least * finest), 1)
+    denominator = 2 * np.floor((np.minimum(parts / least, finest) - 1) / 2) + 1
+    return np.asarray(parts / np.maximum(denominator, 1), np.float32)
+
+
+def _largest(bias: Array, most: int) -> Array:
+    """Returns what sums without bias may reach, in steps of the output, if they are not clamped."""
+    return np.asarray(most + 17 + 1.25 * np.abs(bias))
 
 
 def shorter(least: Array, bits: int) -> Array:

@@ -165,7 +165,9 @@ class Sweep:
         unit = _weight_scale(weight, bias, source) * source
         if out:
             step, most = float(out.scale), max(out.zero, 255 - out.zero)
-            multiplier = short.multipliers(unit / step, bias / step, most)
+            joins = layer.adds and self.choices.rescale == "full"
+            found = short.multipliers_without_halves if joins else short.multipliers
+            multiplier = found(unit / step, bias / step, most)
         else:
             step, multiplier = 1.0, short.logit_multipliers(unit)
         unit = multiplier.astype(np.float64) * step  # what 1 in the sums of each channel stands for
