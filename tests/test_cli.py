@@ -1,6 +1,7 @@
 """The command line: every command's output, its JSON document, its exit codes, and what it costs to start."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -276,6 +277,33 @@ def test_a_closed_pipe_is_no_error() -> None:
     command = f"{sys.executable} -m mobilenet choose | head -1"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("argv", "stdout", "code"),
+    [
+        ("choose", "> /dev/full", 1),
+        ("choose --macs 1 --json", "> /dev/full", 4),
+        ("choose --limit", "--json > /dev/full", 2),
+        ("choose", "| (exec <&-; sleep 1)", 0),
+        ("choose --macs 1 --json", ">&-", 4),
+    ],
+)
+def test_an_output_that_can_not_be_written_has_an_exit_code_of_ours(
+    argv: str, stdout: str, code: int, unbuffered: str
+) -> None:
+    command = f"set -o pipefail; {sys.executable} -m mobilenet {argv} {stdout}"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
 
 
 # ---------------------------------------------------------------------------------------------- the door
