@@ -273,6 +273,15 @@ def test_exit_codes_of_what_can_happen(
     assert run(capsys, "doctor")[0] == code
 
 
+def test_a_warning_is_a_line_without_our_source(model: Path, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    argv = [sys.executable, "-m", "mobilenet", "predict", model, photos / "dark" / "0.png", "--format", "csv"]
+    env = os.environ | {"MOBILENET_CODE": str(tmp_path / "file")}
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, env=env)
+    told = f"compiled code can't be kept for the next start: {tmp_path / 'file'}: can't be made: File exists"
+    assert done.stderr.splitlines()[-1] == f"mobilenet: {told}; set MOBILENET_CODE"
+
+
 def test_a_closed_pipe_is_no_error() -> None:
     command = f"{sys.executable} -m mobilenet choose | head -1"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class Command:
 
 def process() -> int:
     """Runs the process's command line and returns the exit code, which the process is to end with."""
+    warnings.formatwarning = lambda message, *_, **__: f"mobilenet: {message}\n"  # without the line of our source
     code = main()
     gc.freeze()  # else Python would look for cycles once more, in all of numpy: a twelfth of the time of `predict`
     return code
@@ -441,10 +443,11 @@ def _compile(args: Arguments) -> int:
     from .model import load
 
     model = load(args.model)
-    engine = model.compile(args.precision, args.threads, args.target)
+    with warnings.catch_warnings(record=True, action="always") as told:
+        engine = model.compile(args.precision, args.threads, args.target)
     made = engine.made
     if made.kept is None:
-        raise MobileNetError("the code is compiled and can't be kept, see above")
+        raise MobileNetError("; ".join(str(warning.message) for warning in told))
     document = {**dataclasses.asdict(made), "kept": str(made.kept), "threads": engine.threads}
     text = (
         f"{model.network}, {made.precision}, {made.target}, threads: {engine.threads}\n"
