@@ -222,10 +222,12 @@ def test_compile_fails_where_nothing_can_be_kept(
     create(v1(0.1, 32, 3)).save(tmp_path / "model")
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MOBILENET_CODE", str(tmp_path / "file"))
-    with pytest.warns(UserWarning, match="can't be kept"):
-        code, _, err = run(capsys, "compile", tmp_path / "model", "--threads", 1)
+    code, out, err = run(capsys, "compile", tmp_path / "model", "--threads", 1, "--json")
     assert code == 1
-    assert "can't be kept, see above" in err
+    assert json.loads(out)["error"] in err
+    assert err.endswith(
+        f"kept for the next start: {tmp_path / 'file'}: can't be made: File exists; set MOBILENET_CODE\n"
+    )
 
 
 def test_bench_prints_figures_and_draws(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """The command line: every command's output, its JSON document, its exit codes, and what it costs to start."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -272,10 +273,46 @@ def test_exit_codes_of_what_can_happen(
     assert run(capsys, "doctor")[0] == code
 
 
+def test_a_warning_is_a_line_without_our_source(model: Path, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    argv = [sys.executable, "-m", "mobilenet", "predict", model, photos / "dark" / "0.png", "--format", "csv"]
+    env = os.environ | {"MOBILENET_CODE": str(tmp_path / "file")}
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, env=env)
+    told = f"compiled code can't be kept for the next start: {tmp_path / 'file'}: can't be made: File exists"
+    assert done.stderr.splitlines()[-1] == f"mobilenet: {told}; set MOBILENET_CODE"
+
+
 def test_a_closed_pipe_is_no_error() -> None:
     command = f"{sys.executable} -m mobilenet choose | head -1"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("argv", "stdout", "code"),
+    [
+        ("choose", "> /dev/full", 1),
+        ("choose --macs 1 --json", "> /dev/full", 4),
+        ("choose --limit", "--json > /dev/full", 2),
+        ("choose", "| (exec <&-; sleep 1)", 0),
+        ("choose --macs 1 --json", ">&-", 4),
+    ],
+)
+def test_an_output_that_can_not_be_written_has_an_exit_code_of_ours(
+    argv: str, stdout: str, code: int, unbuffered: str
+) -> None:
+    command = f"set -o pipefail; {sys.executable} -m mobilenet {argv} {stdout}"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
 
 
 # ---------------------------------------------------------------------------------------------- the door

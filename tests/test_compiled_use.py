@@ -89,6 +89,7 @@ def test_numpy_runs_where_nothing_is_compiled_or_it_is_asked_for(monkeypatch: py
     ("arguments", "message"),
     [
         ({"precision": "f16"}, "precision: got 'f16', needed one of 'f32'"),
+        ({"precision": "int8"}, "the model is not quantised; Model.quantize or `mobilenet quantize` makes one"),
         ({"threads": 0}, "threads: got 0, needed a whole number from 1 to 1024"),
         ({"target": "mmx"}, "target: got 'mmx', needed one of "),
     ],

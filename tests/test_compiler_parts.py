@@ -49,8 +49,11 @@ def test_a_target_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
         assert choose() == target
     monkeypatch.setenv(targets.ENVIRONMENT, "mmx")
     with pytest.raises(
-        UsageError, match=r"MOBILENET_TARGET: got 'mmx', needed one of amx, .*avx512, avxvnni, avx2, sse, neon"
+        UsageError, match=r"MOBILENET_TARGET: got 'mmx', needed one of amx, .*avx512, avxvnni, avx2, sse, .*, or numpy;"
     ):
+        choose()
+    monkeypatch.setenv(targets.ENVIRONMENT, "numpy")
+    with pytest.raises(UsageError, match="got 'numpy', with which nothing is compiled; unset it"):
         choose()
 
 

@@ -271,7 +271,7 @@ def test_labels_scaling_and_resolution_are_the_users(tmp_path: Path) -> None:
         (v1(0.25, 64, 5), "torchvision", "torchvision's mobilenet_v2 is a MobileNet V2, the model is MobileNetV1"),
         (v1(0.25, 64, 5, conventions="notes"), "timm", "activation relu6, not relu, .*last_stride 1, not 2"),
         (v2(0.35, 64, 5, conventions="tonylins"), "torchvision", "rounding divisible, not ceil"),
-        (v2(0.35, 64, 5, conventions="timm", downsampling=8), "timm", "it has no twins"),
+        (v2(0.35, 64, 5, conventions="timm", downsampling=8), "timm", ": it has downsampling 32, not 8"),
         (v2(0.35, 64, conventions="timm", include_top=False, pooling="avg"), "timm", "no avg pooling without"),
         (v1(0.25, 64, 5, conventions="notes"), "huggingface", "last_stride 1, not 2"),
         (v2(0.35, 64, conventions="huggingface", include_top=False), "huggingface", "has a classifier, .* has none"),

@@ -460,3 +460,15 @@ def test_a_time_budget_sets_the_patience(photos: Path, tmp_path: Path, monkeypat
     train(photos, tmp_path / "out", Settings(**TINY | {"patience": None, "minutes": 0.02}), report=silent)
     plan = json.loads((tmp_path / "out" / "training" / "run.json").read_text())["plan"]
     assert plan["patience"] == math.ceil(plan["epochs"] / 3)
+
+
+def test_photos_that_can_not_be_used_leave_no_folder_behind(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for data in ("empty", "missing"):
+        with pytest.raises(DatasetError):
+            train(tmp_path / data, tmp_path / "out", tiny(), report=silent)
+        assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()  # the user's own stays
+    with pytest.raises(DatasetError):
+        train(tmp_path / "missing", tmp_path / "out", tiny(), report=silent)
+    assert (tmp_path / "out").exists()

@@ -6,12 +6,14 @@ what it needs, so that `cost` starts without numpy and `predict` without torch.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import gc
 import io
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,6 +36,7 @@ class Command(NamedTuple):
 
 def process() -> int:
     """Runs the process's command line and returns the exit code, which the process is to end with."""
+    warnings.formatwarning = lambda message, *_, **__: f"mobilenet: {message}\n"  # without the line of our source
     code = main()
     gc.freeze()  # else Python would look for cycles once more, in all of numpy: a twelfth of the time of `predict`
     return code
@@ -42,6 +45,21 @@ def process() -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv` (default: the process's) and returns the exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
+    code = _run(given)
+    try:
+        if sys.stdout is not None:  # as after `>&-`
+            sys.stdout.flush()  # here and not when Python ends, which has an exit code of its own for a full disk
+        return code
+    except BrokenPipeError:  # the reader of our output (head, less) has seen enough
+        pass
+    except OSError as error:
+        print(f"mobilenet: stdout: can't be written: {error.strerror}", file=sys.stderr)
+        code = code or 1
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python would try once more
+    return code
+
+
+def _run(given: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character shows its number
             stream.reconfigure(errors="backslashreplace")
@@ -49,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser(given).parse_args(given)
     except SystemExit as stop:  # argparse has printed its help or error
         if stop.code and "--json" in given:
-            print(json.dumps({"error": "usage: see stderr", "exit_code": stop.code}))
+            _error_document("usage: see stderr", int(stop.code))
         return int(stop.code or 0)
     try:
         return int(args.run(args))
@@ -57,8 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed(args, str(error), error.exit_code)
     except KeyboardInterrupt:
         return _failed(args, "interrupted", 130)
-    except BrokenPipeError:  # the reader of our output (head, less) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
         return 0
     except (OSError, MemoryError) as error:
         return _failed(args, f"{type(error).__name__}: {error}", 1)
@@ -67,8 +84,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _failed(args: Arguments, text: str, code: int) -> int:
     print(f"mobilenet {args.command}: {text}", file=sys.stderr)
     if getattr(args, "json", False):
-        print(json.dumps({"error": text, "exit_code": code}))
+        _error_document(text, code)
     return code
+
+
+def _error_document(text: str, code: int) -> None:
+    with contextlib.suppress(OSError):  # where it can't be written, the exit code still says what it would
+        print(json.dumps({"error": text, "exit_code": code}))
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
@@ -427,10 +449,11 @@ def _compile(args: Arguments) -> int:
     from .model import load
 
     model = load(args.model)
-    engine = model.compile(args.precision, args.threads, args.target)
+    with warnings.catch_warnings(record=True, action="always") as told:
+        engine = model.compile(args.precision, args.threads, args.target)
     made = engine.made
     if made.kept is None:
-        raise MobileNetError("the code is compiled and can't be kept, see above")
+        raise MobileNetError("; ".join(str(warning.message) for warning in told))
     document = {**dataclasses.asdict(made), "kept": str(made.kept), "threads": engine.threads}
     text = (
         f"{model.network}, {made.precision}, {made.target}, threads: {engine.threads}\n"

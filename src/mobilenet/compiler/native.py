@@ -97,7 +97,8 @@ class NativeEngine(Runner):
         precision = precision or model.precision
         choice("precision", precision, PRECISIONS)
         if (precision == "int8") != (model.precision == "int8"):
-            fact = "is not quantised; Model.quantize makes one that is" if precision == "int8" else "is quantised"
+            other = "is not quantised; Model.quantize or `mobilenet quantize` makes one that is"
+            fact = other if precision == "int8" else "is quantised; needed is 'int8', or the model it was made from"
             raise UsageError(f"precision: got {precision!r}, but the model {fact}")
         start = time.perf_counter()
         chosen = choose(target)

@@ -105,7 +105,7 @@ def write(name: str, image: Image, where: Path | None = None) -> Path:
             raise MobileNetError(f"{shown(where)}: is another user's or can be written by others; set {ENVIRONMENT}")
         write_atomic(where / name, hashlib.sha256(rest).digest() + rest, mode=0o600)
     except OSError as error:
-        raise MobileNetError(f"{shown(where)}: can't be made: {error.strerror}") from error
+        raise MobileNetError(f"{shown(where)}: can't be made: {error.strerror}; set {ENVIRONMENT}") from error
     with contextlib.suppress(OSError):
         _make_room(where)
     return where / name

@@ -130,7 +130,10 @@ def choose(name: str | None = None) -> Target:
         return here[0]
     can = f"this machine runs {', '.join(t.name for t in here) or 'none of them'}"
     if asked not in TARGETS:
-        raise UsageError(f"{what}: got {asked[:60]!r}, needed one of {', '.join(TARGETS)}; {can}")
+        if name is None and asked == "numpy":  # is for `runner`
+            raise UsageError(f"{what}: got 'numpy', with which nothing is compiled; unset it, or name a target")
+        numpy = ", or numpy" if name is None else ""
+        raise UsageError(f"{what}: got {asked[:60]!r}, needed one of {', '.join(TARGETS)}{numpy}; {can}")
     if TARGETS[asked] not in here:
         raise UsageError(f"{what}: {asked} does not run here; {can}")
     return TARGETS[asked]

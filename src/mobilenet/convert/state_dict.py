@@ -132,8 +132,10 @@ def source_for(model: Model, sources: Iterable[Source], format: str, free: Mappi
 
 def _difference(source: Source, network: Network, free: Mapping[str, Any]) -> str:
     """Returns in what the source's network differs from a model's, "" if they compute the same."""
-    if not network.separable or network.downsampling != 32:
-        return "it has no twins of standard convolutions, and divides the resolution by 32"
+    if not network.separable:
+        return "it has no twins of standard convolutions"
+    if network.downsampling != 32:
+        return f"it has downsampling 32, not {network.downsampling}"
     if not network.include_top and network.pooling:
         return f"it has no {network.pooling} pooling without a classifier"
     for base in candidates(source):

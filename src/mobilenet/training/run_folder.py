@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,7 @@ class RunFolder:
             UsageError: it holds a training and `resume` is false, or something that is no training.
         """
         self._refuse_foreign()
+        new = not os.path.lexists(self.output)
         with ExitStack() as stack:
             try:
                 self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -81,7 +82,18 @@ class RunFolder:
                 )
             for folder in (self.output, self.training, self.checkpoints):
                 remove_leftovers(folder)
+            if new:
+                stack.push(self._unmake)
             return stack.pop_all()
+
+    def _unmake(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Removes the folder after photos or settings that can't be used, unless something of use is in it."""
+        if kind is not None and issubclass(kind, DataError | UsageError):
+            held = {self.asked.name, "lock", self.checkpoints.name}
+            if held >= set(os.listdir(self.training)) and not os.listdir(self.checkpoints):
+                shutil.rmtree(self.training)
+                with suppress(OSError):  # somebody put a file beside it
+                    self.output.rmdir()
 
     def _refuse_foreign(self) -> None:
         """Raises a UsageError where a model that no training here made, or a user's own files, would be mixed with."""
