@@ -1,9 +1,10 @@
-"""Quantises models, exports them, and counts the photos for which other runtimes give the same bits as ours.
+"""Exports models, as they are and quantised, and counts the photos for which other runtimes give ours' outputs.
 
     pip install -r benchmarks/requirements.txt .
-    python benchmarks/runtimes.py MODEL... --photos FOLDER
+    python benchmarks/runtimes.py MODEL... --photos FOLDER                       # int8: the same bits
+    python benchmarks/runtimes.py MODEL... --photos FOLDER --float --count 10    # float32: within `reference.tolerance`
 
-A MODEL is a float32 model folder, or any file that `mobilenet.convert` reads. Prints the table of docs/export.md. The
+A MODEL is a float32 model folder, or any file that `mobilenet.convert` reads. Prints the tables of docs/export.md. The
 runtimes' settings are their defaults, one thread; OpenVINO is told to compute in float32 what is not int8, as without
 it processors with bf16 or f16 use that.
 """
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import mobilenet
-from mobilenet import integer, photos
+from mobilenet import integer, photos, reference
 from mobilenet.evaluation.predict import photo_paths
 from mobilenet.export import export
 from mobilenet.model import Model
@@ -65,9 +66,18 @@ RUNTIMES = {"ONNX Runtime": (".onnx", onnx_runtime), "LiteRT": (".tflite", liter
 
 
 def rows(model: Model, rescale: str, seen: Array, compared: Array) -> list[str]:
-    """Returns lines of the table: a runtime each."""
-    made = model.quantize(seen, rescale=rescale)
-    expected = integer.forward(made.network, made.tensors, compared)
+    """Returns lines of the table, a runtime each; with the rescale "none" of the float32 model."""
+    if rescale == "none":
+        made, scaling = model, (model.preprocessing.mean, model.preprocessing.std)
+        given = (model.network, model.tensors, compared)
+        expected = reference.forward(*given, scaling=scaling)
+        allowed = reference.tolerance(*given, float(np.finfo(np.float32).eps), scaling=scaling)
+        mean, std = (np.array(part, np.float32) for part in scaling)
+        compared = ((compared - mean) / std).astype(np.float32)
+    else:
+        made = model.quantize(seen, rescale=rescale)
+        expected = integer.forward(made.network, made.tensors, compared)
+        allowed = np.zeros_like(expected)
     step = float(np.abs(expected).max())
     found = []
     with tempfile.TemporaryDirectory() as folder:
@@ -76,10 +86,10 @@ def rows(model: Model, rescale: str, seen: Array, compared: Array) -> list[str]:
             export(made, file)
             run = start(file)
             outputs = np.concatenate([run(photo[None]) for photo in compared])
-            equal, same = (outputs == expected).all(-1).sum(), (outputs.argmax(-1) == expected.argmax(-1)).sum()
-            difference = float(np.abs(outputs - expected).max()) / step
+            difference = np.abs(outputs - expected)
+            equal, same = (difference <= allowed).all(-1).sum(), (outputs.argmax(-1) == expected.argmax(-1)).sum()
             found.append(f"| {model.network.family.upper()} {model.network.alpha} {model.network.height} | {rescale} "
-                         f"| {name} | {equal} | {same} | {difference:.2%} |")  # fmt: skip
+                         f"| {name} | {equal} | {same} | {difference.max() / step:.2g} |")  # fmt: skip
     return found
 
 
@@ -88,14 +98,16 @@ def main() -> None:
     parser.add_argument("models", nargs="+", type=Path, metavar="MODEL")
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--count", type=int, default=60, help="photos compared (default 60)")
+    parser.add_argument("--float", action="store_true", help="the float32 models, instead of int8 ones made of them")
     args = parser.parse_args()
     paths = evenly(list(photo_paths([args.photos])), SEEN + args.count)
-    print(f"| model | rescale | runtime | photos of {args.count} with the same bits | with the same label "
-          "| largest difference of a logit, of the largest logit |\n|---|---|---|---|---|---|")  # fmt: skip
+    right = "within rounding" if args.float else "with the same bits"
+    print(f"| model | rescale | runtime | photos of {args.count} {right} | with the same label "
+          "| largest difference of a logit over the largest logit |\n|---|---|---|---|---|---|")  # fmt: skip
     for source in args.models:
         model = mobilenet.load(source) if source.is_dir() else mobilenet.convert(source)
         pixels = np.stack([photos.pixels(path, model.preprocessing) for path in paths])
-        for rescale in ("float", "full"):
+        for rescale in ("none",) if args.float else ("float", "full"):
             print(
                 "\n".join(rows(model, rescale, pixels[: len(pixels) - args.count], pixels[-args.count :])), flush=True
             )

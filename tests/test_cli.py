@@ -254,9 +254,16 @@ def test_an_error_with_json_is_one_document(capsys: pytest.CaptureFixture[str]) 
     assert json.loads(out)["error"] in err
 
 
-def test_a_usage_error_with_json_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run(capsys, "cost", "v2", "--json", "--alhpa", "0")
-    assert json.loads(out)["exit_code"] == code == 2
+@pytest.mark.parametrize(
+    "argv", [["predict", "--json"], ["cost", "v3", "--json"], ["cost", "v2", "--json", "--alhpa", "0"]]
+)
+def test_a_usage_error_with_json_is_one_document(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, *argv)
+    assert code == 2
+    document = json.loads(out)
+    assert document["exit_code"] == 2
+    assert document["error"] in err
+    assert "usage:" not in document["error"]
 
 
 @pytest.mark.parametrize(

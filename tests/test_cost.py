@@ -4,6 +4,7 @@ from itertools import product
 
 import pytest
 
+import mobilenet
 from members import random_members
 from mobilenet.arch import Layer, Network, conventions, v1, v2
 from mobilenet.cost import VIEWS, cost, depthwise_separable, saving, standard_convolution
@@ -175,6 +176,12 @@ def test_a_waiting_shortcut_is_held() -> None:
     assert rows["block2.depthwise"] == inside + inside + shortcut
     assert rows["block2.project"] == inside + shortcut + shortcut
     assert rows["block3.depthwise"] == inside + 28 * 28 * 144  # no shortcut over a stride
+
+
+def test_what_is_no_network_is_refused() -> None:
+    for call in (cost, mobilenet.create):
+        with pytest.raises(UsageError, match=r"network: got 'v1', needed a Network, as v1\(\.\.\.\) and v2"):
+            call("v1")  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("size", [0, 9, 1.5, True, "4"])

@@ -105,6 +105,12 @@ def test_lists_give_a_path_a_line_and_standard_input_too(here, monkeypatch):
     assert listed("-", "last.jpg") == [*names, "last.jpg"]
 
 
+def test_a_photo_whose_name_begins_as_a_lists_does_is_a_photo(here):
+    photo("@1.jpg")
+    Path("1.jpg").write_text("other.jpg")
+    assert listed("@1.jpg") == ["@1.jpg"]
+
+
 def test_a_list_that_is_none_is_refused_before_any_path(here):
     with pytest.raises(DataError, match=r"^gone\.txt: can't be read as a list"):
         photo_paths(["a.jpg", "@gone.txt"])
@@ -298,6 +304,21 @@ def test_json_is_one_document(rows):
     out = io.StringIO()
     failed = write_rows(iter(rows), "json", out)
     assert json.loads(out.getvalue()) == {"photos": [row.to_dict() for row in rows], "failed": failed}
+
+
+@pytest.mark.parametrize(
+    ("error", "text", "code"), [(DataError("list: x"), "list: x", 3), (KeyboardInterrupt(), "interrupted", 130)]
+)
+def test_json_is_one_document_after_an_error_too(error, text, code):
+    def rows():
+        yield ROWS[0]
+        raise error
+
+    out = io.StringIO()
+    with pytest.raises(type(error)):
+        write_rows(rows(), "json", out)
+    wanted = {"photos": [ROWS[0].to_dict()], "failed": 0, "error": text, "exit_code": code}
+    assert json.loads(out.getvalue()) == wanted
 
 
 def test_csv_reads_back_as_written():

@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import zip_longest
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from .common.checks import boolean, choice, exact_fields, fields, integer, number, refuse_unknown
+from .common.checks import boolean, choice, exact_fields, fields, integer, number, refuse_unknown, short
 from .common.frozen import frozen
 from .errors import UsageError
 from .presets import NOT_STORED, Padding, nearest_multiple
@@ -515,6 +515,12 @@ class _Builder:
             self.kept_strides -= 1
             return 1
         return stride
+
+
+def need_network(network: object) -> None:
+    """Raises a UsageError unless this is a network."""
+    if not isinstance(network, Network):
+        raise UsageError(f"network: got {short(network)}, needed a Network, as v1(...) and v2(...) return")
 
 
 def _convolved(size: int, kernel: int, stride: int, padding: Padding, corner: bool) -> tuple[int, tuple[int, int]]:

@@ -24,7 +24,7 @@ from functools import cached_property
 from itertools import groupby
 from typing import Any, Literal, get_args
 
-from .arch import Layer, Network
+from .arch import Layer, Network, need_network
 from .common.checks import choice, integer
 from .common.text import bytes_text, table_text
 
@@ -263,6 +263,7 @@ def cost(network: Network, bytes_per_element: int = 4) -> Cost:
     Raises:
         UsageError: names the argument, its value and the rule.
     """
+    need_network(network)
     integer("bytes_per_element", bytes_per_element, 1, 8)
     groups = groupby(network.layers, key=lambda layer: layer.group)
     blocks = tuple(_block(name, list(layers), bytes_per_element) for name, layers in groups)

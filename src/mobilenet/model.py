@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import photos
-from .arch import SCALINGS, Network, v1, v2
+from .arch import SCALINGS, Network, need_network, v1, v2
 from .common.checks import choice, integer, short
 from .errors import UsageError
 from .photos.preprocessing import Preprocessing
@@ -295,9 +295,10 @@ def create(
     """Returns an untrained model of a network, the same weights for the same seed on every machine.
 
     Raises:
-        UsageError: `seed` is no whole number from 0 to 2⁶⁴ - 1.
+        UsageError: `network` is none, or `seed` no whole number from 0 to 2⁶⁴ - 1.
         ModelError: the labels or the preprocessing do not fit the network.
     """
+    need_network(network)
     return Model(network, initial(network, seed), labels, preprocessing)
 
 

@@ -355,7 +355,7 @@ def _confusion_table(found: Evaluation) -> Iterator[str]:
 def _broken_list(found: Evaluation) -> Iterator[str]:
     if found.broken:
         yield ""
-        yield f"{len(found.broken):,} photos can't be read"
+        yield f"{len(found.broken):,} photo{'s' * (len(found.broken) != 1)} can't be read"
         yield from (f"{shown(photo.path)}: {photo.reason}" for photo in found.broken[:TABLE_CONFUSIONS])
         if len(found.broken) > TABLE_CONFUSIONS:
             yield f"… and {len(found.broken) - TABLE_CONFUSIONS:,} more; `mobilenet data check` lists all"

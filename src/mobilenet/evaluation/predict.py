@@ -57,24 +57,28 @@ def photo_paths(arguments: Iterable[str | Path]) -> Iterator[Path]:
     """Returns the photos that a command line's arguments mean, one by one, in their order.
 
     A file stands for itself and a folder for the photos at any depth under it, in sorted order, by their names'
-    endings. A pattern (`*`, `?`, `[…]`, `**`) that is no file's name is expanded. `@list.txt` is a file with one path a
-    line, relative to the current folder, and `-` the same from standard input. What is not there is handed on as it
-    is: reading it gives the error.
+    endings. A pattern (`*`, `?`, `[…]`, `**`) that is no file's name is expanded. `@list.txt`, where no file has that
+    name, is a file with one path a line, relative to the current folder, and `-` the same from standard input. What is
+    not there is handed on as it is: reading it gives the error.
 
     Raises:
         DataError: names the `@` list that can't be read, before any path is given, or its line that is no path.
     """
     given = [os.fspath(argument) for argument in arguments]
     for argument in given:
-        if argument.startswith("@") and not (os.path.isfile(argument[1:]) and os.access(argument[1:], os.R_OK)):
+        if _is_list(argument) and not (os.path.isfile(argument[1:]) and os.access(argument[1:], os.R_OK)):
             raise DataError(f"{shown(argument[1:])}: can't be read as a list of paths, needed is a text file")
     return itertools.chain.from_iterable(map(_expanded, given))
+
+
+def _is_list(argument: str) -> bool:
+    return argument.startswith("@") and not os.path.lexists(argument)
 
 
 def _expanded(argument: str) -> Iterator[Path]:
     if argument == "-":
         yield from _listed(sys.stdin.buffer, "standard input")
-    elif argument.startswith("@"):
+    elif _is_list(argument):
         with open(argument[1:], "rb") as lines:
             yield from _listed(lines, argument[1:])
     elif glob.has_magic(argument) and not os.path.lexists(argument):
@@ -213,7 +217,9 @@ def write_rows(rows: Iterable[Row], format: Format, out: TextIO) -> int:
         writer(counted(), out)
     except BaseException as error:
         if format == "json":  # still one document
-            out.write(f'\n], "failed": {failed}, "error": {json.dumps(str(error) or "interrupted")}}}\n')
+            code = getattr(error, "exit_code", 130 if isinstance(error, KeyboardInterrupt) else 1)
+            text = json.dumps(str(error) or "interrupted")
+            out.write(f'\n], "failed": {failed}, "error": {text}, "exit_code": {code}}}\n')
         raise
     if format == "json":
         out.write(f'\n], "failed": {failed}}}\n')

@@ -212,7 +212,8 @@ def _sums(layer: Layer, tensors: Mapping[str, Array], added: Affine, output: Aff
 def _int8(layer: Layer, weight: Array) -> NDArray[np.int8]:
     if np.abs(weight).max() > 127:
         raise ModelError(f"layer {layer.name!r}: weights reach {np.abs(weight).max()} once their zero point is taken "
-                         "off; formats with a scale a channel hold -127 to 127")  # fmt: skip
+                         "off; formats with a scale a channel hold -127 to 127, machine code (.o, .so, .wasm) holds it "
+                         "as it is")  # fmt: skip
     return weight.astype(np.int8)
 
 
