@@ -1,7 +1,7 @@
 """For all tests: compiled code is kept in a folder of this run, which its processes share.
 
-With `MOBILENET_GUARDED=1` all memory of compiled code, its weights and its pixels lie between pages that can't be read
-or written, so that a step too far ends the run.
+With `MOBILENET_GUARDED=1` the memory, weights and pixels of engines that a test makes in its own process lie between
+pages that can't be read or written, so that a step too far ends the run.
 """
 
 import os

@@ -23,6 +23,10 @@ from .errors import MobileNetError, UsageError
 
 def process() -> int:
     """Runs the process's command line and returns the exit code, which the process is to end with."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed, as by `>&-`
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    gc.set_threshold(100_000)  # a start makes some 40,000 objects that stay: to look for garbage in them takes 10 ms
     warnings.formatwarning = lambda message, *_, **__: f"mobilenet: {message}\n"  # without the line of our source
     code = main()
     gc.freeze()  # else Python would look for cycles once more, in all of numpy: a twelfth of the time of `predict`
@@ -34,8 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     code = _run(given)
     try:
-        if sys.stdout is not None:  # as after `>&-`
-            sys.stdout.flush()  # here and not when Python ends, which has an exit code of its own for a full disk
+        sys.stdout.flush()  # here and not when Python ends, which has an exit code of its own for a full disk
         return code
     except BrokenPipeError:  # the reader of our output (head, less) has seen enough
         pass
@@ -84,8 +87,9 @@ def _error_document(text: str, code: int) -> None:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        print(f"{self.prog}: error: {message}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # where it can't be written, the exit code still says what it would
+            self.print_usage(sys.stderr)
+            print(f"{self.prog}: error: {message}", file=sys.stderr)
         raise UsageError(message)
 
 

@@ -5,7 +5,6 @@ Each handler imports what it needs, so that `cost` starts without numpy and `pre
 
 import argparse
 import dataclasses
-import gc
 import json
 import os
 import sys
@@ -209,15 +208,10 @@ def _predict(args: Arguments) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if args.json and args.format:
         raise UsageError(f"format: got {args.format!r} with --json, a format of its own; leave one of them out")
-    gc.disable()  # whatever is made before the first photo stays: to look for garbage in it takes 10 ms
-    try:
-        from .evaluation.predict import photo_paths, predict_paths, write_rows
-        from .model import load
+    from .evaluation.predict import photo_paths, predict_paths, write_rows
+    from .model import load
 
-        rows = predict_paths(load(args.model), photo_paths(args.paths), top=args.top)
-    finally:
-        gc.freeze()
-        gc.enable()
+    rows = predict_paths(load(args.model), photo_paths(args.paths), top=args.top)
     json_wanted, args.json = args.json, False  # an error in the stream ends that document itself
     failures = write_rows(rows, "json" if json_wanted else args.format or "table", sys.stdout)
     return 3 if failures else 0

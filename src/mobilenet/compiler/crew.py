@@ -55,8 +55,8 @@ class Crew:
         weakref.finalize(self, _end, self._helpers, threads, code)  # also ends those before one that the system refuses
         for place in begins:
             thread = Thread(target=serve, args=(place, _LOOKS), daemon=True)
-            thread.start()
             threads.append(thread)
+            thread.start()
 
     def do(self, job: int) -> None:
         """Does the job at an address with all helpers; returns when it is done and no helper needs it any more."""
@@ -68,7 +68,8 @@ def _end(helpers: NDArray[np.int64], threads: Sequence[Thread], code: Code) -> N
     """Ends helpers' threads, whose memory and code may be freed then."""
     code.function(DISMISS)(helpers.ctypes.data, len(helpers))
     for thread in threads:
-        thread.join()  # in a process that was forked there is no thread to wait for, as Python knows
+        if thread.ident is not None:  # else it was refused
+            thread.join()  # in a process that was forked there is no thread to wait for, as Python knows
 
 
 def system_function(name: str) -> int:

@@ -65,7 +65,7 @@ def folder() -> Path:
 
 def key(parts: Iterable[str], target: Target) -> str:
     """Returns the name under which code is kept; `parts` are all that it depends on beside target and compiler."""
-    facts = [target.name, target.triple, target.cpu, _compiler(), *parts]
+    facts = [target.name, target.triple, target.cpu, _COMPILER, *parts]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()
 
 
@@ -155,14 +155,17 @@ def _make_room(where: Path) -> None:
                 os.unlink(where / name)
 
 
-@cache
-def _compiler() -> str:
-    """Returns a hash of the source of this folder, and of the layers that it compiles."""
+def _source() -> str:
+    """Returns a hash of the source of this folder, and of what in it depends on other modules."""
     source = hashlib.sha256()
     own = Path(__file__).parent
-    for path in (own.parent / "arch.py", *sorted(own.glob("*.py"))):
+    others = ("arch.py", "fixed_point.py", "common/frozen.py", "photos/resampling.py")
+    for path in (*(own.parent / name for name in others), *sorted(own.glob("*.py"))):
         source.update(path.read_bytes())
     return source.hexdigest()
+
+
+_COMPILER = _source()  # now, and not when it is asked for: by then another version may be installed
 
 
 @cache

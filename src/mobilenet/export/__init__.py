@@ -105,7 +105,7 @@ def export(model: Model, path: str | os.PathLike[str], format: str | None = None
             raise UsageError(f"{name}: {format} does not have that option; it has {', '.join(known.options) or 'none'}")
     if known.writer == _LIBRARY:
         options = {"format": format}
-    elif not path.parent.is_dir():  # some formats take long to make
+    elif not os.path.isdir(path.parent):  # some formats take long to make
         raise MobileNetError(f"{shown(path)}: can't be written: the folder {shown(path.parent)} is missing; make it")
     module, _, function = known.writer.rpartition(".")
     written: Exported = getattr(import_module(f".{module}", __name__), function)(model, path, **options)

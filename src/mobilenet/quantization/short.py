@@ -48,7 +48,8 @@ def multipliers_without_halves(least: Array, bias: Array, most: int) -> Array:
     finest = 2.0 ** (_BITS - 4) / _largest(bias, most)
     parts = np.maximum(np.floor(least * finest), 1)
     denominator = 2 * np.floor((np.minimum(parts / least, finest) - 1) / 2) + 1
-    return np.asarray(parts / np.maximum(denominator, 1), np.float32)
+    whole = denominator <= 1  # of biases that leave no room for a fraction
+    return np.asarray(np.where(whole, np.ceil(least), parts / np.maximum(denominator, 1)), np.float32)
 
 
 def _largest(bias: Array, most: int) -> Array:

@@ -160,7 +160,7 @@ def _hashed(file: io.FileIO, size: int, digest: "hashlib._Hash") -> NDArray[np.u
         for part in iter(filled.get, None):
             digest.update(part)
 
-    hasher = Thread(target=hash_filled)
+    hasher = Thread(target=hash_filled, daemon=True)  # an interrupt while it starts leaves it waiting
     hasher.start()
     try:
         for begin in range(0, size, _CHUNK):

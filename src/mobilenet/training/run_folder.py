@@ -90,9 +90,9 @@ class RunFolder:
         """Removes the folder after photos or settings that can't be used, unless something of use is in it."""
         if kind is not None and issubclass(kind, DataError | UsageError):
             held = {self.asked.name, "lock", self.checkpoints.name}
-            if held >= set(os.listdir(self.training)) and not os.listdir(self.checkpoints):
-                shutil.rmtree(self.training)
-                with suppress(OSError):  # somebody put a file beside it
+            with suppress(OSError):  # somebody removed it, or put a file beside it
+                if held >= set(os.listdir(self.training)) and not os.listdir(self.checkpoints):
+                    shutil.rmtree(self.training)
                     self.output.rmdir()
 
     def _refuse_foreign(self) -> None:
