@@ -335,7 +335,7 @@ def test_the_key_is_of_everything_the_code_depends_on(monkeypatch: pytest.Monkey
     keys = {store.key("ab", avx2), store.key("ab", sse), store.key("ac", avx2)}
     assert len(keys) == 3
     assert store.key("ab", avx2) in keys
-    monkeypatch.setattr(store, "_compiler", lambda: "another")
+    monkeypatch.setattr(store, "_COMPILER", "another")
     assert store.key("ab", avx2) not in keys
 
 
