@@ -133,6 +133,21 @@ def test_what_an_engine_is_made_of() -> None:
     assert made.kernels == again.kernels > 5
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_pixels_may_be_anywhere_in_memory(kind: type, threads: int) -> None:
+    pixels = random_pixels(SMALL, 3).astype(kind)
+    engine = random_model().compile(threads=threads)
+    expected = [engine(image[None].copy()).tobytes() for image in pixels]
+    frozen = pixels.copy()
+    frozen.flags.writeable = False
+    backwards = np.ascontiguousarray(pixels[:, ::-1, ::-1])[:, ::-1, ::-1]
+    for given in (pixels, frozen, np.asfortranarray(pixels), backwards, pixels[::-1][::-1]):
+        assert [engine(given[n : n + 1]).tobytes() for n in (0, 1, 2, 0)] == [expected[n] for n in (0, 1, 2, 0)]
+        assert [engine.one(image).tobytes() for image in given] == expected
+        assert engine(given).tobytes() == b"".join(expected)
+
+
 # ------------------------------------------------------------------------------------------------------- compiling
 
 

@@ -4,7 +4,8 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from ctypes import addressof, c_char
+from functools import cached_property, partial
 from itertools import chain, pairwise, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,11 +110,10 @@ class NativeEngine(Runner):
         # One packing serves both plans: it does not depend on who computes which rows.
         scaling = model.preprocessing.mean, model.preprocessing.std
         weights = pack(self.plan, model.tensors if whole else Folded(model.network, model.tensors), *scaling)
-        decode = partial(_floats, self.plan.numbers, last_scale(model))
+        decode = _decoder(self.plan.numbers, last_scale(model))
         self._tapes = partial(_Tapes, code=code, weights=weights, decode=decode)
         self._alone = self._tapes(self.plan)
         self._kept = plans[-1]
-        self._made_together: _Tapes | None = None
         across = _across(model.network)
         self.resampler = Resampler(code, across, model.network.height, chosen.lanes) if across else None
         kernels = sum("(" in name for name in code.address)  # the driver's functions have names without
@@ -121,13 +121,10 @@ class NativeEngine(Runner):
         self.made = Made(precision, chosen.name, kernels, code.size, weights.nbytes, arena, kept,
                          time.perf_counter() - start)  # fmt: skip
 
-    @property
+    @cached_property
     def _together(self) -> "_Tapes":
         """The plan of one image on all threads, made when asked for: photos labelled one a thread do not need it."""
-        found = self._made_together
-        if found is None:
-            found = self._made_together = self._tapes(Plan.restored(self._kept, self.network, self.plan.target))
-        return found
+        return self._tapes(Plan.restored(self._kept, self.network, self.plan.target))
 
     def profile(self, pixels: NDArray[np.uint8] | Floats | None = None, seconds: float = 2.0) -> "Profile":
         """Measures each layer, the whole, and what the machine can do at its best.
@@ -148,10 +145,9 @@ class NativeEngine(Runner):
         return self._together.plan, self._together.marked()
 
     def _one(self, image: NDArray[Any], logits: Floats) -> None:
-        self._alone.play(np.ascontiguousarray(image), logits)
+        self._alone.play(image, logits)
 
     def _run(self, images: NDArray[Any], logits: Floats) -> None:
-        images = np.ascontiguousarray(images)
         workers = min(self.threads, len(images))
         if workers > 1:
             from concurrent.futures import ThreadPoolExecutor  # with what it imports 6 ms, not needed for one photo
@@ -159,8 +155,8 @@ class NativeEngine(Runner):
             with ThreadPoolExecutor(workers) as pool:
                 list(pool.map(self._alone.play, images, logits))
         else:
-            for image, out in zip(images, logits, strict=True):
-                self._together.play(image, out)
+            for n in range(len(images)):  # the end of an iteration over an array takes as long as a small layer
+                self._together.play(images[n], logits[n])
 
 
 class _Tapes:
@@ -208,6 +204,7 @@ class _Tape:
         stored = self._arena[plan.result : plan.result + size].view(_KINDS[plan.numbers]).reshape(plan.stored)
         self._result = stored[..., : plan.network.layers[-1].output.channels]
         self._decode = decode
+        self._read = {True: 0, False: 0}  # the address of the pixels, bytes or floats, that the tables have
         self._crew: Crew | None = None
 
     def _job(self, bytes_: bool) -> NDArray[np.int64]:
@@ -227,9 +224,15 @@ class _Tape:
     def play(self, image: NDArray[Any], out: Floats) -> None:
         """Runs one image [height, width, channels] and writes the last layer's output."""
         bytes_ = image.itemsize == 1
-        address = image.__array_interface__["data"][0]  # ten times as quick as image.ctypes.data
-        for table in self._tables:
-            table.read(address, bytes_)
+        try:
+            address = addressof(c_char.from_buffer(image))  # type: ignore[arg-type]  # quickest: a network may take 0.1 ms
+        except TypeError:  # read-only, or not contiguous
+            image = np.ascontiguousarray(image)
+            address = image.__array_interface__["data"][0]
+        if self._read[bytes_] != address:
+            for table in self._tables:
+                table.read(address, bytes_)
+            self._read[bytes_] = address
         if self._jobs:
             job = self._jobs[bytes_].ctypes.data
             self._flags[:] = 0
@@ -238,7 +241,7 @@ class _Tape:
             self._crew.do(job)
         else:
             self._drive(*self._alone[bytes_])
-        out[...] = self._decode(self._result).reshape(out.shape)
+        out[...] = self._decode(self._result)
 
 
 def arena(plan: Plan) -> NDArray[np.uint8]:
@@ -278,15 +281,12 @@ class _Table:
             self.edges.append(len(rows))
         self._readers = np.array([n for n, _ in readers], np.int64)
         self._offsets = np.array([step.source.offset for _, step in readers], np.int64)
-        self._last = {True: 0, False: 0}
         self.rows = {bytes_: np.array(rows, np.int64).reshape(-1, STEP_WORDS) for bytes_ in (True, False)}
         self.rows[False][self._readers, 0] = [code.address[for_floats(step.kernel).name] for _, step in readers]
 
     def read(self, address: int, bytes_: bool) -> None:
         """Makes the image at an address the one whose pixels are read."""
-        if self._last[bytes_] != address:
-            self.rows[bytes_][self._readers, 2] = self._offsets * (1 if bytes_ else 4) + address
-            self._last[bytes_] = address
+        self.rows[bytes_][self._readers, 2] = self._offsets * (1 if bytes_ else 4) + address
 
 
 _KINDS: dict[str, Any] = {"f32": np.float32, "bf16": np.uint16, "u8": np.uint8}
@@ -301,13 +301,15 @@ def last_scale(model: "Model") -> tuple[float, float]:
     return float(model.tensors[f"{last.name}.scale"][0]), float(model.tensors[f"{last.name}.zero"][0])
 
 
-def _floats(numbers: str, last: tuple[float, float], stored: NDArray[Any]) -> Floats:
-    """Returns as floats what a plan's last layer has stored."""
-    if numbers == "bf16":
-        return (stored.astype(np.uint32) << 16).view(np.float32)
-    if numbers == "u8":
-        return (stored.astype(np.float32) - np.float32(last[1])) * np.float32(last[0])
-    return stored
+def _decoder(numbers: str, last: tuple[float, float]) -> Decode:
+    """Returns what makes floats of what a plan's last layer has stored."""
+    scale, zero = map(np.float32, last)
+    decoders: dict[str, Decode] = {
+        "f32": np.asarray,
+        "bf16": lambda stored: (stored.astype(np.uint32) << 16).view(np.float32),
+        "u8": lambda stored: (stored.astype(np.float32) - zero) * scale,
+    }
+    return decoders[numbers]
 
 
 def integers(network: Network, tensors: Mapping[str, NDArray[Any]]) -> Integers:
