@@ -8,7 +8,6 @@ import importlib.util
 import mmap
 import random
 from collections.abc import Sequence
-from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -179,7 +178,7 @@ def tape(
     plan: Plan, image: bytes, functions: dict[str, int], weights: np.ndarray, last: tuple[float, float] = (1.0, 0.0)
 ) -> Any:
     """Returns a plan ready to run, here or emulated; `last` is scale and zero point of the last layer's bytes."""
-    decode = partial(native._floats, plan.numbers, last)
+    decode = native._decoder(plan.numbers, last)
     if plan.target in runnable():
         return native._Tape(plan, Code(image, functions), weights, decode)
     return EmulatedTape(plan, image, functions, weights, decode)
