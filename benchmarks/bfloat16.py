@@ -31,8 +31,8 @@ def main() -> None:
         exact, rounded = (model.compile(precision=precision)(pixels) for precision in ("f32", "bf16"))
         same = int((exact.argmax(1) == rounded.argmax(1)).sum())
         error = float(np.sqrt(((rounded - exact) ** 2).mean() / exact.var()))
-        line = f"{model.network}: same label for {same} of {len(paths)} photos ({same / len(paths):.1%}); logits' error "
-        line += f"{error:.2%} of their spread"
+        line = f"{model.network}: same label for {same} of {len(paths)} photos ({same / len(paths):.1%})"
+        line += f"; logits' error {error:.2%} of their spread"
         if own is not None:
             first = exact.shape[1] - len(names)  # of models with a class 0 for "none of these"
             right = [float((found.argmax(1) == own + first).mean()) for found in (exact, rounded)]
