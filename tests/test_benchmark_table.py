@@ -82,7 +82,7 @@ def test_the_section_has_every_side_and_case() -> None:
     results["cases"]["bf16"] = results["cases"]["v2-224-1"] | {"sides": {"A": side(5, 5, 5)}}
     case = results["cases"]["v2-224-1"]
     results["cases"]["headline"] = case | {"rivals_multiply_adds": 12000}
-    assert "int8" not in table.section(results)
+    assert "rescale" not in table.section(results)
     results["cases"]["int8-v2-224-1"] = case | {"precision": "int8", "rescale": "full"}
     text = table.section(results)
     assert "| milliseconds an image | ours | A 2 | B 3 | ours / best |" in text
