@@ -329,13 +329,18 @@ def test_a_file_of_int8_logits_is_read_back_as_the_same_model(tmp_path: Path) ->
     [
         (v1(0.25, (64, 48), 10), "float"),
         (v1(0.25, (64, 48), 10), "full"),
+        (v1(0.1, (33, 40), 3), "full"),
+        (v1(0.1, (34, 40), 6, separable=False, downsampling=8), "full"),
         (v2(0.35, (96, 64), 10), "full"),
         (v2(0.5, 48, 5, downsampling=16, conventions="torchvision"), "full"),
     ],
     ids=str,
 )
 def test_openvino_gives_the_same_bits(network: Network, rescale: Rescale, tmp_path: Path) -> None:
-    """It multiplies before it adds the bias, in float32, and adds a shortcut to sums that it has not rounded."""
+    """It multiplies before it adds the bias, in float32, and adds a shortcut to sums that it has not rounded.
+
+    The third has logits that are never negative, the fourth a mean of 25 pixels that would get the ratio 7/4.
+    """
     openvino = pytest.importorskip("openvino")
     model = quantised(network, rescale=rescale)
     (tmp_path / "x.onnx").write_bytes(onnx(model))

@@ -394,12 +394,13 @@ def test_short_multipliers_are_little_above_what_is_needed() -> None:
 
 @pytest.mark.parametrize("pixels", [1, 4, 9, 16, 25, 35, 49, 64, 196])
 def test_a_pooling_s_ratio_rounds_every_sum_the_same(pixels: int) -> None:
-    for most in (1.0, 1.9, 3.3, 7.5):
+    for most in (1.0, 1.75, 1.9, 3.3, 3.94, 7.5):
         ratio = short.pooling_ratio(most, pixels)
         assert most - 0.5 <= ratio <= most
         sums, one = np.arange(255 * pixels + 1, dtype=np.float32), np.float32(1)
         ways = [sums * np.float32(ratio / pixels), sums / np.float32(pixels) * np.float32(ratio)]
         ways.append(sums * (np.float32(ratio) * (one / np.float32(pixels))))
+        ways += [sums / np.float32(pixels) * (top / (top / np.float32(ratio))) for top in (one, np.float32(255))]
         near = ways[0] < 255
         assert all((np.rint(way[near]) == np.rint(ways[0][near])).all() for way in ways)
 
