@@ -275,6 +275,8 @@ def run(case: Case, workers: dict[str, Worker], rounds: int) -> dict[str, Any]:
     network = case.network
     described = {"network": str(network), "threads": case.threads, "precision": case.precision}
     described["multiply_adds"] = cost(network).macs
+    if case.precision == "int8":
+        described["rescale"] = Job(network, precision="int8").model.rescale
     if case.rivals_run:
         described |= {"rivals_run": str(case.rivals_run), "rivals_multiply_adds": cost(case.rivals_run).macs}
     return described | {"sides": sides, "skipped": skipped}

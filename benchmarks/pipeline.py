@@ -320,12 +320,14 @@ class Worker:
 # ----------------------------------------------------------------------------------------------- in the main process
 
 
-def make(given: Path | None, paths: Sequence[Path], folder: Path) -> None:
-    """Writes the float32 model and its int8 model into a folder."""
+def make(given: Path | None, paths: Sequence[Path], folder: Path) -> str:
+    """Writes the float32 model and its int8 model into a folder; returns the latter's rescale."""
     model = mobilenet.load(given) if given else Model(NETWORK, tensors(NETWORK))
     images = pixels(model, paths[:CALIBRATED])
     model.save(folder / FLOAT)
-    quantize(model, images, Choices("minmax", compensate=False)).model.save(folder / QUANTISED)
+    made = quantize(model, images, Choices("minmax", compensate=False)).model
+    made.save(folder / QUANTISED)
+    return made.rescale
 
 
 def check(name: str, worker: Worker, models: Path, paths: Sequence[Path]) -> None:
@@ -442,10 +444,10 @@ def main() -> None:
     complete = not given.limit and given.sides == list(SIDES)
     facts = machine({name: package for name, (package, module) in PACKAGES.items() if importlib.util.find_spec(module)})
     with tempfile.TemporaryDirectory() as folder:
-        make(given.model, paths, Path(folder))
+        rescale = make(given.model, paths, Path(folder))
         workers, sides = prepared(paths, Path(folder), given.sides)
         timed(workers, sides, paths, given.rounds)
-        found = {"machine": facts, **results(workers, sides, paths)}
+        found = {"machine": facts, "rescale": rescale, **results(workers, sides, paths)}
     print(described(sides))
     if out := given.out or (RESULTS if complete else None):
         text = json.dumps(found, indent=1)

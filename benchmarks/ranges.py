@@ -26,12 +26,13 @@ from mobilenet.quantization.ranges import METHODS
 from mobilenet.quantization.sweep import Choices
 
 Array = NDArray[Any]
-STEPS = {
-    "nothing else": Choices(correct_bias=False, compensate=False),
-    "bias correction": Choices(compensate=False),
-    "bias correction, compensated rounding": Choices(),
-    "the same, equalisation": Choices(equalise=True),
-    "the same, rescale full": Choices(rescale="full"),
+COMPENSATED = "bias correction, compensated rounding"
+STEPS = {  # with float32 logits, which show what each step does and no rounding of their own; then the default
+    "nothing else": Choices(correct_bias=False, compensate=False, rescale="float"),
+    "bias correction": Choices(compensate=False, rescale="float"),
+    COMPENSATED: Choices(rescale="float"),
+    f"{COMPENSATED}, equalisation": Choices(equalise=True, rescale="float"),
+    f'{COMPENSATED}, rescale "full"': Choices(),
 }
 
 
@@ -64,7 +65,7 @@ def main() -> None:
     print(f"{model.network}: ranges of {len(seen)} photos, figures of {len(tested)}")
     print(f"| ranges | and | top-1, the same label, signal over noise |\n|---|---|---|\n| float32 | | {right:.2%} |")
     for name, choices in STEPS.items():
-        for method in METHODS if not name.startswith("the same") else ("mse",):
+        for method in METHODS if not name.startswith(f"{COMPENSATED}, ") else ("mse",):
             made = quantize(model, seen, replace(choices, method=method), count=len(seen)).model
             logits = made.compile()(tested)
             right, same = (logits.argmax(1) == truth).mean(), (logits.argmax(1) == expected.argmax(1)).mean()

@@ -48,6 +48,7 @@ class Job:
         """The network with random weights that keep activations of one size, and reach the activations' clamps.
 
         For int8 it is quantised on the two images, the quick way: speed does not depend on how weights were rounded.
+        Its rescale is the default, so that rivals run what users export.
         """
         model = Model(self.network, tensors(self.network))
         if self.precision != "int8":

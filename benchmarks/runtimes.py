@@ -24,6 +24,7 @@ from mobilenet.evaluation.predict import photo_paths
 from mobilenet.export import export
 from mobilenet.model import Model
 from mobilenet.quantization.quantize import evenly
+from mobilenet.quantization.sweep import RESCALES
 
 Array = NDArray[Any]
 SEEN = 48  # photos that are quantised with; others are compared
@@ -99,6 +100,7 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--count", type=int, default=60, help="photos compared (default 60)")
     parser.add_argument("--float", action="store_true", help="the float32 models, instead of int8 ones made of them")
+    parser.add_argument("--rescale", nargs="+", choices=RESCALES, default=RESCALES, help="of int8 (default both)")
     args = parser.parse_args()
     paths = evenly(list(photo_paths([args.photos])), SEEN + args.count)
     right = "within rounding" if args.float else "with the same bits"
@@ -107,7 +109,7 @@ def main() -> None:
     for source in args.models:
         model = mobilenet.load(source) if source.is_dir() else mobilenet.convert(source)
         pixels = np.stack([photos.pixels(path, model.preprocessing) for path in paths])
-        for rescale in ("none",) if args.float else ("float", "full"):
+        for rescale in ("none",) if args.float else args.rescale:
             print(
                 "\n".join(rows(model, rescale, pixels[: len(pixels) - args.count], pixels[-args.count :])), flush=True
             )

@@ -116,8 +116,10 @@ def section(results: dict[str, Any]) -> str:
         "float32 where nothing else is said. Same weights and pixels for all, logits checked against `reference.py` "
         "before anything is timed; ours includes scaling the uint8 pixels, the others get them scaled."
     )
-    if any(case.get("precision") == "int8" for case in cases.values()):
-        about += " int8: one quantised model for all, whose uint8 pixels all take as they are."
+    if rescales := " or ".join(sorted({case["rescale"] for case in cases.values() if "rescale" in case})):
+        about += (
+            f" int8: one quantised model for all, with the rescale {rescales}, whose uint8 pixels all take as they are."
+        )
     shares = [
         f"{TITLES[name].partition(',')[0]} {share:.0%}"
         for name in ("v1-224-1", "v2-224-1")
@@ -140,8 +142,9 @@ def _pipeline(results: dict[str, Any]) -> list[str]:
     versions = ", ".join(f"{name} {version.partition('+')[0]}" for name, version in machine["versions"].items())
     about = (
         f"From JPEG files to labels ([`pipeline.py`](benchmarks/pipeline.py), {machine['date']}, {versions}): V2 1.0 "
-        f"224 on {results['threads']} threads, int8, torchvision float32; {results['photos']} photos, in turns, "
-        f"medians of {len(sides[OURS]['rates'])} rounds, each side the fastest of its ways."
+        f"224 on {results['threads']} threads, int8 with the rescale {results['rescale']}, torchvision float32; "
+        f"{results['photos']} photos, in turns, medians of {len(sides[OURS]['rates'])} rounds, each side the fastest "
+        "of its ways."
     )
     rows = ["| | images/s | decoding and resizing, ms of one thread | ours is faster by |", "|---" * 4 + "|"]
     for name, side in sides.items():

@@ -82,11 +82,14 @@ def test_the_section_has_every_side_and_case() -> None:
     results["cases"]["bf16"] = results["cases"]["v2-224-1"] | {"sides": {"A": side(5, 5, 5)}}
     case = results["cases"]["v2-224-1"]
     results["cases"]["headline"] = case | {"rivals_multiply_adds": 12000}
+    assert "rescale" not in table.section(results)
+    results["cases"]["int8-v2-224-1"] = case | {"precision": "int8", "rescale": "full"}
     text = table.section(results)
     assert "| milliseconds an image | ours | A 2 | B 3 | ours / best |" in text
     assert "| V2 1.0 224, 1 thread | 2.00 | 4.00 | 4.50 | **0.50** (0.25–1.00) |" in text
     assert "| V2 1.0 224 bf16, 1 thread | – | 5.00 | – | – |" in text
     assert "V2 1.0 224 75%" in text
+    assert "int8: one quantised model for all, with the rescale full, whose" in text.replace("\n", " ")
     assert "8.0 times the multiply-adds" in text
     assert "(A) it takes 4.0 ms, MobileNet here 2.0 ms: 2.0 times as long" in text.replace("\n", " ")
     assert "medians of 3 rounds" in text.replace("\n", " ")
@@ -116,8 +119,10 @@ def test_the_pipelines_ratios_are_of_the_same_round() -> None:
         "A": {"rates": [100.0, 100.0, 100.0], "decoding": [4.04, 4.04, 9.0]},
     }
     machine = {"date": "2026-01-31", "versions": {"ours": "1", "A": "2+cpu"}}
-    text = table.section(made() | {"pipeline": {"machine": machine, "photos": 9, "threads": 2, "sides": sides}})
+    facts = {"machine": machine, "rescale": "full", "photos": 9, "threads": 2, "sides": sides}
+    text = table.section(made() | {"pipeline": facts})
     assert "| ours | 300 | 2.0 | – |" in text
     assert "| A | 100 | 4.0 | **3.0** (2.0–4.0) |" in text
     assert "medians of 3 rounds" in text
     assert "ours 1, A 2)" in text
+    assert "int8 with the rescale full," in text

@@ -4,12 +4,15 @@ import importlib
 import importlib.util
 import json
 import os
+from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import mobilenet
 from int8_makers import random_bytes, random_int8_model
@@ -52,7 +55,7 @@ NETWORKS = (
 )
 
 
-def quantised(network: Network, seed: int = 1, rescale: Rescale = "float") -> Model:
+def quantised(network: Network, seed: int = 1, rescale: Rescale = "full") -> Model:
     """Returns random float weights, quantised on random photos; three channels have three zero points."""
     mean, std = ((100.0, 110.0, 120.0), (50.0, 60.0, 55.5)) if network.channels == 3 else ((100.0,), (50.0,))
     preprocessing = Preprocessing(network.height, network.width, network.channels, mean=mean, std=std)
@@ -93,9 +96,9 @@ def consistent(model: Model) -> Model:
 
 @FORMATS
 @pytest.mark.parametrize("network", NETWORKS, ids=str)
-@pytest.mark.parametrize("make", [quantised, random_int8_model])
+@pytest.mark.parametrize("make", [partial(quantised, rescale="float"), random_int8_model], ids=["quantised", "random"])
 def test_the_runtime_computes_the_model(format: str, network: Network, make: Any) -> None:
-    """Random int8 models have zero points and clamps anywhere, quantised ones as they come."""
+    """Random int8 models have zero points and clamps anywhere, quantised ones as they come; both round otherwise."""
     model = consistent(make(network))
     photos = random_bytes(network, 2)
     expected, allowed = integer.forward(network, model.tensors, photos), int8.tolerance(model, photos)
@@ -119,16 +122,56 @@ def test_the_runtime_gives_the_same_bits(format: str, network: Network, rescale:
         assert len(np.unique(expected)) > 3
 
 
+@FORMATS
+def test_a_v2_quantised_without_options_is_exported_bit_for_bit(
+    format: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = v2(0.35, (40, 48), 10)
+    assert any(layer.adds for layer in network.layers)
+    (tmp_path / "photos").mkdir()
+    for index, photo in enumerate(random_pixels(network, 6)):
+        Image.fromarray(photo).save(tmp_path / "photos" / f"{index}.png")
+    random_model(network).save(tmp_path / "float")
+    model, file = tmp_path / "int8", tmp_path / f"x.{format}"
+    assert main(["quantize", str(tmp_path / "float"), "--photos", str(tmp_path / "photos"), "-o", str(model)]) == 0
+    capsys.readouterr()
+    assert main(["export", str(model), "-o", str(file)]) == 0
+    told = capsys.readouterr().out
+    assert "the model's outputs, to the last bit" in told
+    assert "not bit for bit" not in told
+    photos = np.concatenate([random_bytes(network, 3), random_pixels(network, 2)])
+    for made in (mobilenet.load(model), random_model(network).quantize(random_pixels(network, 4))):
+        assert (run(made, format, photos) == integer.forward(network, made.tensors, photos)).all()
+
+
+@FORMATS
+def test_the_command_says_what_is_not_bit_for_bit_and_what_would_be(
+    format: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quantised(NETWORKS[5], rescale="float").save(tmp_path / "float")
+    odd = quantised(v2(0.25, 32, 10))
+    odd.tensors["block3.expand.high"][:] = 201
+    odd.save(tmp_path / "odd")
+    quantised(NETWORKS[0], rescale="float").save(tmp_path / "v1")
+    for name, reason in {"float": "before they add a shortcut", "odd": "no scales of this format", "v1": ""}.items():
+        for check in ([], ["--no-check"]):
+            assert main(["export", str(tmp_path / name), "-o", str(tmp_path / f"x.{format}"), *check]) == 0
+            told = capsys.readouterr().out
+            assert reason in told
+            assert ("not bit for bit" in told) == ("`mobilenet quantize` makes by default" in told) == bool(reason)
+
+
+@pytest.mark.parametrize("rescale", ["float", "full"])
 @pytest.mark.parametrize("network", [network for network in NETWORKS if network.include_top], ids=str)
-def test_the_tolerance_is_small_beside_what_tells_classes_apart(network: Network) -> None:
-    model = quantised(network)
+def test_the_tolerance_is_small_beside_what_tells_classes_apart(network: Network, rescale: Rescale) -> None:
+    model = quantised(network, rescale=rescale)
     photos = random_bytes(network, 1)
     expected = integer.forward(network, model.tensors, photos)
     assert 0 < int8.tolerance(model, photos).max() < 0.5 * expected.std()
 
 
 def test_scales_give_the_multipliers_and_sums_ahead_of_a_shortcut_have_room() -> None:
-    model = quantised(v2(0.25, 33, 10))
+    model = quantised(v2(0.25, 33, 10), rescale="float")
     parts, border, true = int8.quantised(model)
     assert border is not None
     assert true is None
@@ -166,16 +209,22 @@ def test_channels_that_give_zero_have_scales_that_runtimes_take() -> None:
 def test_onnx_runtime_makes_integer_layers_of_all(tmp_path: Path) -> None:
     """Named as ONNX Runtime writes its optimised graph; a layer left in float32 would be slow and not be told."""
     runtime, checker = pytest.importorskip("onnxruntime"), pytest.importorskip("onnx")
-    for network in (v2(0.25, 64, 10, conventions="keras"), v1(0.25, 32, 3)):
-        data = onnx(quantised(network), pixels=True)
+    cases: list[tuple[Network, Rescale]] = [
+        (v2(0.25, 64, 10, conventions="keras"), "float"),
+        (v2(0.35, 64, 10, conventions="keras"), "full"),
+        (v1(0.25, 32, 3), "full"),
+    ]
+    for network, rescale in cases:
+        data = onnx(quantised(network, rescale=rescale), pixels=True)
         checker.checker.check_model(checker.load_from_string(data), full_check=True)
         options = runtime.SessionOptions()
         options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
         options.log_severity_level = 3
         runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        kinds = {node.op_type for node in checker.load(options.optimized_model_filepath).graph.node}
-        assert {"QLinearConv", "QGemm"} < kinds
-        assert not kinds & {"Conv", "Gemm", "DequantizeLinear", "Clip", "Add", "GlobalAveragePool"}
+        kinds = Counter(node.op_type for node in checker.load(options.optimized_model_filepath).graph.node)
+        assert {"QLinearConv", "QGemm"} < kinds.keys()
+        assert not kinds.keys() & {"Conv", "FusedConv", "Gemm", "Clip", "Add", "GlobalAveragePool"}
+        assert kinds["DequantizeLinear"] == (rescale == "full"), "of the logits"
 
 
 @pytest.mark.parametrize("rescale", ["float", "full"])
@@ -280,13 +329,18 @@ def test_a_file_of_int8_logits_is_read_back_as_the_same_model(tmp_path: Path) ->
     [
         (v1(0.25, (64, 48), 10), "float"),
         (v1(0.25, (64, 48), 10), "full"),
+        (v1(0.1, (33, 40), 3), "full"),
+        (v1(0.1, (34, 40), 6, separable=False, downsampling=8), "full"),
         (v2(0.35, (96, 64), 10), "full"),
         (v2(0.5, 48, 5, downsampling=16, conventions="torchvision"), "full"),
     ],
     ids=str,
 )
 def test_openvino_gives_the_same_bits(network: Network, rescale: Rescale, tmp_path: Path) -> None:
-    """It multiplies before it adds the bias, in float32, and adds a shortcut to sums that it has not rounded."""
+    """It multiplies before it adds the bias, in float32, and adds a shortcut to sums that it has not rounded.
+
+    The third has logits that are never negative, the fourth a mean of 25 pixels that would get the ratio 7/4.
+    """
     openvino = pytest.importorskip("openvino")
     model = quantised(network, rescale=rescale)
     (tmp_path / "x.onnx").write_bytes(onnx(model))

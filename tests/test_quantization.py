@@ -22,7 +22,8 @@ from mobilenet.quantization.comparison import compare
 from mobilenet.quantization.equalise import equalised
 from mobilenet.quantization.quantize import evenly, quantize, usual_count
 from mobilenet.quantization.rounding import covariance, rounded
-from mobilenet.quantization.sweep import Choices, Sweep
+from mobilenet.quantization.sweep import RESCALES, Choices, Sweep
+from mobilenet.quantized import Rescale
 from mobilenet.reference import forward, outputs, tolerances
 from mobilenet.weights import fold
 from model_makers import random_model
@@ -157,30 +158,33 @@ def sweep(model: Model, pixels: NDArray[np.uint8], choices: Choices) -> Sweep:
 
 
 def test_the_correction_leaves_no_mean_error_in_a_sum() -> None:
+    """Seen in logits that are sums, of the rescale "float"."""
     model = random_model(NETWORK)
     pixels = pictures(NETWORK, 8)
     logits = NETWORK.layers[-1].name
     expected = Engine(model)(pixels).mean(0)
 
     def bias(choices: Choices) -> float:
-        made = sweep(model, pixels, choices)
+        made = sweep(model, pixels, replace(choices, rescale="float"))
         off = integer.forward(NETWORK, made.tensors, pixels).mean(0) - expected
         return float(np.abs(off).max())
 
     plain = bias(PLAIN)
     corrected = bias(Choices("minmax", equalise=False, correct_bias=True, compensate=False))
-    unit = np.max(sweep(model, pixels, PLAIN).tensors[f"{logits}.multiplier"])
+    unit = np.max(sweep(model, pixels, replace(PLAIN, rescale="float")).tensors[f"{logits}.multiplier"])
     assert corrected < 1.01 * unit  # a bias is a whole number of these
     assert plain > 4 * corrected
 
 
-@pytest.mark.parametrize("choices", [PLAIN, Choices(), Choices("percentile", equalise=True)], ids=str)
+@pytest.mark.parametrize(
+    "choices", [replace(PLAIN, rescale="float"), Choices(), Choices("percentile", equalise=True)], ids=str
+)
 @pytest.mark.parametrize("network", NEAR, ids=str)
 def test_the_int8_network_is_near_the_float_one(network: Network, choices: Choices) -> None:
     model = random_model(network)
     pixels = pictures(network, 6)
     made = quantize(model, pixels, choices)
-    quantized.check(network, made.model.tensors)
+    quantized.check(network, made.model.tensors, choices.rescale)
     expected = Engine(model)(pixels)
     found = Engine(made.model)(pixels)
     signal = np.square(expected).mean()
@@ -199,16 +203,18 @@ def test_pixels_of_any_scaling_are_folded_in() -> None:
     assert made.ratios["stem"] > 30
 
 
-def test_layers_without_weights_to_speak_of_are_quantised() -> None:
+@pytest.mark.parametrize("rescale", RESCALES)
+def test_layers_without_weights_to_speak_of_are_quantised(rescale: Rescale) -> None:
     """A channel of zeros, one with a bias that dwarfs its weights, and a network that gives zeros alone."""
     model = random_model(NETWORK)
     for name in ("stem.gamma", "block3.expand.gamma", "head.gamma"):
         model.tensors[name][:] = 0
     model.tensors["block1.expand.gamma"][0], model.tensors["block1.expand.beta"][0] = 1e-30, 3
     model.tensors["classifier.weight"][:] = 0
-    made = quantize(model, pictures(NETWORK, 3))
+    made = quantize(model, pictures(NETWORK, 3), Choices(rescale=rescale))
     found = Engine(made.model)(pictures(NETWORK, 2))
-    np.testing.assert_allclose(found, np.tile(model.tensors["classifier.bias"], (2, 1)), rtol=1e-6)
+    step = made.model.tensors["classifier.scale"][0] if rescale == "full" else 0
+    np.testing.assert_allclose(found, np.tile(model.tensors["classifier.bias"], (2, 1)), rtol=1e-6, atol=step)
 
 
 # ------------------------------------------------------------------------------------------------------ what users call
@@ -257,6 +263,8 @@ def test_what_can_not_be_quantised_is_named(tmp_path: Path) -> None:
         random_int8_model(NETWORK).quantize(pictures(NETWORK, 1))
     with pytest.raises(UsageError, match="method: got 'kl', needed one of"):
         quantize(random_model(NETWORK), pictures(NETWORK, 1), Choices("kl"))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="rescale: got 'fixed', needed one of 'full', 'float'"):
+        random_model(NETWORK).quantize(pictures(NETWORK, 1), rescale="fixed")
     broken = random_model(NETWORK)
     broken.tensors["stem.weight"][0] = np.nan
     with pytest.raises(ModelError, match=r"tensor 'stem.weight' holds NaN"):
@@ -275,8 +283,9 @@ def test_the_command_says_what_it_cost(folder: Path, tmp_path: Path, capsys: pyt
     text = capsys.readouterr().out
     for part in ("top-1", "size of the weights", "time a photo", "the same label for", "of 8 photos", "lose most"):
         assert part in text
-    assert load(tmp_path / "int8").precision == "int8"
-    assert cli.main([*arguments, "--json", "--ranges", "minmax", "--equalise"]) == 0
+    assert (load(tmp_path / "int8").precision, load(tmp_path / "int8").rescale) == ("int8", "full")
+    assert cli.main([*arguments, "--json", "--ranges", "minmax", "--equalise", "--rescale", "float"]) == 0
+    assert load(tmp_path / "int8").rescale == "float"
     found = json.loads(capsys.readouterr().out)
     assert found["measured_on"] == found["photos"] == 12  # there are no others
     assert found["bytes"]["int8"] < 0.35 * found["bytes"]["f32"]
@@ -366,7 +375,7 @@ def test_no_product_ahead_of_a_shortcut_is_a_half() -> None:
 @pytest.mark.parametrize("choices", [PLAIN, Choices(), Choices("percentile", equalise=True)], ids=str)
 @pytest.mark.parametrize("network", [network for network in MEMBERS if network.family == "v2"][:6], ids=str)
 def test_no_product_ahead_of_a_shortcut_is_a_half_in_a_quantised_model(network: Network, choices: Choices) -> None:
-    tensors = quantize(random_model(network), pictures(network, 4), replace(choices, rescale="full")).model.tensors
+    tensors = quantize(random_model(network), pictures(network, 4), choices).model.tensors
     for layer in network.layers:
         if layer.adds:
             multiplier, bias, zero = (tensors[f"{layer.name}.{part}"] for part in ("multiplier", "bias", "sum_zero"))
@@ -385,12 +394,13 @@ def test_short_multipliers_are_little_above_what_is_needed() -> None:
 
 @pytest.mark.parametrize("pixels", [1, 4, 9, 16, 25, 35, 49, 64, 196])
 def test_a_pooling_s_ratio_rounds_every_sum_the_same(pixels: int) -> None:
-    for most in (1.0, 1.9, 3.3, 7.5):
+    for most in (1.0, 1.75, 1.9, 3.3, 3.94, 7.5):
         ratio = short.pooling_ratio(most, pixels)
         assert most - 0.5 <= ratio <= most
         sums, one = np.arange(255 * pixels + 1, dtype=np.float32), np.float32(1)
         ways = [sums * np.float32(ratio / pixels), sums / np.float32(pixels) * np.float32(ratio)]
         ways.append(sums * (np.float32(ratio) * (one / np.float32(pixels))))
+        ways += [sums / np.float32(pixels) * (top / (top / np.float32(ratio))) for top in (one, np.float32(255))]
         near = ways[0] < 255
         assert all((np.rint(way[near]) == np.rint(ways[0][near])).all() for way in ways)
 
@@ -402,7 +412,7 @@ def test_a_pooling_whose_output_is_far_coarser_keeps_its_ratio() -> None:
 def test_tensors_that_shortcuts_connect_have_one_range() -> None:
     network = v2(0.25, 64, 7)
     source, pixels = random_model(network), pictures(network, 4)
-    model = quantize(source, pixels, Choices("minmax", rescale="full")).model
+    model = quantize(source, pixels, Choices("minmax")).model
     quantized.check(network, model.tensors, "full")
     chains: list[set[str]] = []
     for layer in network.layers:
@@ -427,11 +437,11 @@ def test_tensors_that_shortcuts_connect_have_one_range() -> None:
     assert not any(zero % 2 for zero in zeros), "halves are rounded to even numbers with and without the zero point"
 
 
-def test_full_is_near_the_float_model_and_its_logits_have_room(tmp_path: Path) -> None:
+def test_the_default_is_full_which_is_near_the_float_model_and_its_logits_have_room(tmp_path: Path) -> None:
     network = v2(0.25, 64, 7)
     source = random_model(network)
     pixels = pictures(network, 12)
-    model = source.quantize(pixels[:8], rescale="full")
+    model = source.quantize(pixels[:8])
     assert (model.precision, model.rescale) == ("int8", "full")
     model.save(tmp_path / "model")
     again = load(tmp_path / "model")

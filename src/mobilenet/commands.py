@@ -268,7 +268,8 @@ def _quantize_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, metavar="N", help="photos to measure on (default 48, more of small ones)")
     parser.add_argument("--ranges", choices=METHODS, default=METHODS[-1], help="how to choose them (default mse)")
     parser.add_argument("--equalise", action="store_true", help="scale channels to similar ranges first")
-    parser.add_argument("--rescale", choices=RESCALES, default=RESCALES[0], help="full: exports compute the same bits")
+    rescale = "full (default): exports give the same bits; float: V2's and all logits are nearer to float32's"
+    parser.add_argument("--rescale", choices=RESCALES, default=RESCALES[0], help=rescale)
 
 
 def _quantize(args: Arguments) -> int:

@@ -217,12 +217,13 @@ class Model:
         self.__dict__.pop("engine", None)
         return done
 
-    def quantize(self, images: str | Path | NDArray[np.uint8], *, rescale: Rescale = "float") -> "Model":
+    def quantize(self, images: str | Path | NDArray[np.uint8], *, rescale: Rescale = "full") -> "Model":
         """Returns the int8 model of this one: a quarter of the size, and faster where it is compiled.
 
         Args:
             images: a few dozen of what the model will see, labels are not needed: uint8 [N, H, W, 3], or a folder.
-            rescale: "full" for a model whose exports compute the same bits where there are shortcuts too.
+            rescale: "full" for a model whose ONNX and TFLite files give its very bits in their runtimes; "float" for
+                one that stays here: shortcuts and logits, in float32, are a little nearer to this model's.
 
         Raises:
             UsageError: the images are none; this is an int8 model.

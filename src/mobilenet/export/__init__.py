@@ -25,7 +25,8 @@ class Exported:
     Attributes:
         files: path -> bytes.
         format: a key of `FORMATS`.
-        checked: what ran the file and how its outputs compare, or that it was not run.
+        checked: what ran the file and how its outputs compare, or that it was not run; of an int8 model also why it is
+            not bit for bit, where it can't be.
         difference: largest between an output and the reference's, None if it was not run.
     """
 

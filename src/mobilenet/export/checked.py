@@ -89,8 +89,18 @@ def _write(
         if allowed:
             found = f"at most {difference:.2g} from the reference (rounding allows {allowed:.2g})"
         checked = f"run in {runtime[0]} {version(runtime[0])}: {found}"
+    if model.precision == "int8" and not exact:
+        checked += f"\n{_why_not_exact(model)}"
     write_atomic(path, data)
     return Exported({str(path): len(data)}, format, checked, difference)
+
+
+def _why_not_exact(model: Model) -> str:
+    """Returns why an int8 model's file can't give its outputs to the last bit, and what does."""
+    why = "no scales of this format give just its multipliers"
+    if model.rescale == "float" and any(layer.adds for layer in model.network.layers):
+        why = "other runtimes round sums before they add a shortcut to them, this model (rescale 'float') does after"
+    return f"not bit for bit: {why}; what `mobilenet quantize` makes by default ('full') gives the same bits"
 
 
 def _need(path: Path, package: str, extra: str) -> None:

@@ -77,13 +77,14 @@ def pooling_ratio(most: float, pixels: int) -> float:
     """Returns the scale of an average pooling's input over that of its output, up to `most`.
 
     The sum of pixels may be divided, or multiplied with a rounded 1 / pixels, before or after its scale is changed:
-    with this ratio all of these round every sum to the same number.
+    with this ratio all of these round every sum to the same number. Nor is it another one if it comes, as OpenVINO's
+    does, from 1 or the largest byte over what that is in the other scale: 7/4, 15/8 and 63/16 would be.
     """
     sums = np.arange(255 * pixels + 1, dtype=np.float32)
-    count = np.float32(pixels)
+    count, tops = np.float32(pixels), (np.float32(1), np.float32(255))
     for parts in range(int(most * _RATIO), 0, -1):
         ratio = np.float32(parts / _RATIO)
-        if ratio / count == ratio * (1 / count):
+        if ratio / count == ratio * (1 / count) and all(top / (top / ratio) == ratio for top in tops):
             ways = (sums * (ratio / count), sums / count * ratio, sums * (1 / count) * ratio)
             first, *others = (np.minimum(np.rint(way), 256) for way in ways)
             if all((other == first).all() for other in others):

@@ -27,7 +27,7 @@ from .ranges import Method, Range, choose, of_logits, sample
 from .rounding import covariance, rounded
 
 Array = NDArray[Any]
-RESCALES: tuple[Rescale, ...] = ("float", "full")
+RESCALES: tuple[Rescale, ...] = ("full", "float")
 LARGEST_BIAS = 2.0**29  # in units of its scale: a channel with next to no weights gets a coarser scale
 SMALLEST_SCALE = 1e-12
 _MIDDLE = 128  # of uint8: zero point of weights
@@ -42,15 +42,15 @@ class Choices:
         equalise: scale channels to similar ranges first. Off: see `equalise`.
         correct_bias: move biases by the mean error of their channel.
         compensate: round weights so that their errors cancel.
-        rescale: "float" or "full"; see `integer`. With "full" all tensors that shortcuts connect have one range, so
-            that adding them is exact.
+        rescale: "full" or "float"; see `integer`. With "full" all tensors that shortcuts connect have one range, so
+            that adding them is exact, here and in other runtimes.
     """
 
     method: Method = "mse"
     equalise: bool = False
     correct_bias: bool = True
     compensate: bool = True
-    rescale: Rescale = "float"
+    rescale: Rescale = "full"
 
 
 class Sweep:

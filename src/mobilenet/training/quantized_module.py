@@ -61,7 +61,8 @@ class QuantizedModule(TorchMobileNet):
         """
         network = self.network
         tensors = self.tensors()
-        sweep = Sweep(network, fold(network, tensors), self.preprocessing, pixels, Choices(compensate=False))
+        choices = Choices(compensate=False, rescale="float")
+        sweep = Sweep(network, fold(network, tensors), self.preprocessing, pixels, choices)
         for name, moved in sweep.moved.items():
             part = f"{name}.beta" if network.by_name[name].batch_norm else f"{name}.bias"
             tensors[part] = (tensors[part] + moved).astype(np.float32)
