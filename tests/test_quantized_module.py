@@ -39,7 +39,7 @@ def module_of(network: Network, preprocessing: Preprocessing | None = None) -> t
 def test_its_answers_are_the_int8_networks(network: Network) -> None:
     module, pixels = module_of(network)
     tensors = module.int8_tensors()
-    quantized.check(network, tensors)
+    quantized.check(network, tensors, "full")
     expected = integer.forward(network, tensors, pixels)
     with torch.no_grad():
         found = module.eval()(augment.scaled(torch.from_numpy(pixels), module.preprocessing)).numpy()
