@@ -143,10 +143,9 @@ class QuantizedModule(TorchMobileNet):
             return {"multiplier": self.ranges[-1:]}
         weight, bias = self._folded(layer, learned)
         largest = weight.detach().abs().reshape(-1, len(bias)).amax(0)
-        seen = torch.stack((largest, bias.detach())).double().cpu().numpy()
-        multiplier, unit = multipliers(layer, *seen, source, out, "full")
-        constants = torch.from_numpy(np.stack((multiplier, unit / source, unit)))
-        multiplier, scale, unit = constants.to(weight)
+        seen, biases = torch.stack((largest, bias.detach())).double().cpu().numpy()
+        factors, units = multipliers(layer, seen, biases, source, out, "full")
+        multiplier, scale, unit = torch.from_numpy(np.stack((factors, units / source, units))).to(weight)
         return {
             "weight": _rounded(weight / scale).clamp(-127, 127),
             "bias": _rounded(bias / unit),
@@ -181,7 +180,8 @@ class QuantizedModule(TorchMobileNet):
                 sums = _convolve(layer, x, numbers["weight"], numbers["bias"], *self._paddings[layer.name])
         t = sums * (_by_channel(numbers["multiplier"]) if sums.dim() == 4 else numbers["multiplier"])
         if shortcut is not None:
-            t = _rounded(t.clamp(-zero, 255 - zero)) + shortcut
+            own = _rounded(t.clamp(-zero, 255 - zero))
+            return (own + shortcut).clamp(low - zero, high - zero)
         whole = _rounded(t.clamp(low - zero, high - zero))
         return whole * float(out.range.scale) if layer.kind == "dense" else whole
 
@@ -190,6 +190,18 @@ def _by_channel(values: Tensor) -> Tensor:
     return values[:, None, None]
 
 
+class _Rounding(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        context.mark_dirty(x)
+        return x.round_()
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
 def _rounded(x: Tensor) -> Tensor:
-    """Returns x rounded to the nearest even, exactly; its gradient is that of x."""
-    return x + (x.round() - x).detach()
+    """Returns x, written over with the nearest even whole numbers; its gradient is that of x."""
+    rounded: Tensor = _Rounding.apply(x)  # type: ignore[no-untyped-call]
+    return rounded
