@@ -1,5 +1,6 @@
 """Training for int8: the module computes the int8 network, learns through its roundings, and ends in an int8 model."""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -8,42 +9,106 @@ import pytest
 import torch
 from torch.nn import functional
 
+from int8_makers import random_bytes
 from mobilenet import integer, quantized
 from mobilenet.arch import Network, v1, v2
 from mobilenet.engine import Engine
 from mobilenet.errors import DatasetError, UsageError
-from mobilenet.model import load
+from mobilenet.export.onnx import onnx
+from mobilenet.model import Model, load
 from mobilenet.photos.preprocessing import Preprocessing
-from mobilenet.training import augment, recipe
+from mobilenet.quantization.sweep import Choices, Sweep
+from mobilenet.training import augment, quantized_module, recipe
 from mobilenet.training.optimizer import State
 from mobilenet.training.quantized_module import QuantizedModule
 from mobilenet.training.settings import Settings
 from mobilenet.training.torch_model import TorchMobileNet
 from mobilenet.training.train import train
-from model_makers import SMALL, random_model, same_tensors
+from mobilenet.weights import fold
+from model_makers import random_model, same_tensors
 from small_members import random_pixels, small_members
-from toy_training import make_photos, tiny
+from test_export_int8 import FORMATS, run
+from toy_training import assert_same, log_of, make_photos, start, tiny, wait_for
 
 MEMBERS = [network for network in small_members() if network.include_top][:8]
+EXPORTED = (v1(0.25, (64, 48), 10), v2(0.35, (96, 64), 10), v2(0.5, 48, 5, downsampling=16, conventions="torchvision"))
 
 
-def module_of(network: Network, preprocessing: Preprocessing | None = None) -> tuple[QuantizedModule, Any]:
+def module_of(
+    network: Network, preprocessing: Preprocessing | None = None, steps: int = 0, alike: int = 0
+) -> tuple[QuantizedModule, Any]:
+    """Returns a module trained for a few steps, and photos; some channels may have no weights but a large bias."""
     model = random_model(network, preprocessing=preprocessing)
+    for layer in network.layers[1:]:
+        if layer.batch_norm:
+            model.tensors[f"{layer.name}.gamma"][:alike] = 1e-9
+            model.tensors[f"{layer.name}.beta"][:alike] = 30
     pixels = random_pixels(network, 6).astype(np.uint8)
     module = QuantizedModule(network, model.preprocessing, model.tensors)
     module.calibrate(pixels)
+    x, labels = augment.scaled(torch.from_numpy(pixels), module.preprocessing), torch.arange(6) % network.classes
+    for _ in range(steps):
+        module.parameters_flat.grad = None
+        functional.cross_entropy(module(x), labels).backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            module.parameters_flat -= 0.01 * module.gradients_flat / module.gradients_flat.norm()
     return module, pixels
 
 
-@pytest.mark.parametrize("network", MEMBERS, ids=str)
-def test_its_answers_are_the_int8_networks(network: Network) -> None:
-    module, pixels = module_of(network)
+def model_of(module: QuantizedModule) -> Model:
     tensors = module.int8_tensors()
-    quantized.check(network, tensors)
+    return Model(module.network, tensors, None, module.preprocessing, precision="int8", rescale="full")
+
+
+@pytest.mark.parametrize("alike", [0, 2])
+@pytest.mark.parametrize("network", MEMBERS, ids=str)
+def test_its_answers_are_the_int8_networks(network: Network, alike: int) -> None:
+    module, pixels = module_of(network, steps=2, alike=alike)
+    tensors = module.int8_tensors()
+    quantized.check(network, tensors, "full")
     expected = integer.forward(network, tensors, pixels)
     with torch.no_grad():
         found = module.eval()(augment.scaled(torch.from_numpy(pixels), module.preprocessing)).numpy()
     np.testing.assert_array_equal(found, expected)
+    assert len(np.unique(expected)) > 3
+
+
+@pytest.mark.parametrize("network", MEMBERS, ids=str)
+def test_its_scales_are_those_that_quantize_chooses(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights and biases are rounded in float32 here, so that a half may go the other way."""
+    choices = Choices(compensate=False, correct_bias=False, rescale="full")
+    monkeypatch.setattr(quantized_module, "Choices", lambda **_: choices)
+    module, pixels = module_of(network)
+    expected = Sweep(network, fold(network, module.tensors()), module.preprocessing, pixels, choices).tensors
+    found = module.int8_tensors()
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert tensor.dtype == expected[name].dtype
+        pair = tensor.astype(np.float64), expected[name].astype(np.float64)
+        whole = name.endswith((".weight", ".bias"))
+        np.testing.assert_allclose(*pair, rtol=1e-6 if whole else 0, atol=whole, err_msg=name)
+
+
+@FORMATS
+@pytest.mark.parametrize("network", EXPORTED, ids=str)
+def test_other_runtimes_give_the_same_bits_after_training(format: str, network: Network) -> None:
+    module, pixels = module_of(network, steps=3)
+    model = model_of(module)
+    assert importlib.import_module(f"mobilenet.export.{format}").exact(model)
+    photos = np.concatenate([random_bytes(network, 3), pixels])
+    assert (run(model, format, photos) == integer.forward(network, model.tensors, photos)).all()
+
+
+@pytest.mark.parametrize("network", EXPORTED, ids=str)
+def test_openvino_gives_the_same_bits_after_training(network: Network, tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    module, pixels = module_of(network, steps=3)
+    model = model_of(module)
+    (tmp_path / "x.onnx").write_bytes(onnx(model))
+    compiled = openvino.Core().compile_model(tmp_path / "x.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    photos = np.concatenate([random_bytes(network, 4), pixels])
+    found = np.concatenate([compiled([photo[None].transpose(0, 3, 1, 2)])[0] for photo in photos])
+    assert (found == integer.forward(network, model.tensors, photos)).all()
 
 
 def test_pixels_of_any_scaling_are_the_same_bytes() -> None:
@@ -84,12 +149,13 @@ def test_statistics_stay_and_shapes_are_checked() -> None:
 
 
 def test_a_checkpoint_holds_the_ranges() -> None:
-    module, _ = module_of(SMALL)
+    network = v2(0.35, 32, 3)
+    module, _ = module_of(network)
     settings = Settings(precision="int8", epochs=1)
-    source = recipe.Source(SMALL, module.preprocessing)
-    plan = recipe.decide(settings, recipe.Photos(64, 16, SMALL.classes, 32), source=source)
+    source = recipe.Source(network, module.preprocessing)
+    plan = recipe.decide(settings, recipe.Photos(64, 16, network.classes, 32), source=source)
     kept = State(module, plan, 8).arrays()
-    other = QuantizedModule(SMALL, module.preprocessing)
+    other = QuantizedModule(network, module.preprocessing)
     State(other, plan, 8).load(kept, 3)
     assert same_tensors(other.int8_tensors(), module.int8_tensors())
 
@@ -100,12 +166,27 @@ def test_a_whole_training_ends_in_an_int8_model(tmp_path: Path) -> None:
     settings = tiny(epochs=2, precision="int8", learning_rate=0.002, alpha=None, resolution=None, downsampling=None)
     result = train(photos, tmp_path / "int8", settings, start_from=tmp_path / "float", report=lambda _: None)
     model = load(tmp_path / "int8")
-    assert model.precision == "int8"
+    assert (model.precision, model.rescale) == ("int8", "full")
     assert model.labels == load(tmp_path / "float").labels
     assert result.val_top1 is not None
     before = load(tmp_path / "float")
     pixels = np.stack([before._pixels(path) for path in sorted(photos.rglob("*.png"))])
     assert np.mean(Engine(before)(pixels).argmax(1) == Engine(model)(pixels).argmax(1)) > 0.8
+
+
+def test_after_a_kill_it_goes_on_to_the_same_model(tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos")
+    random_model(v2(0.35, 32, 3, downsampling=16), labels=["colour0", "colour1", "colour2"]).save(tmp_path / "float")
+    given = {"precision": "int8", "alpha": None, "resolution": None, "downsampling": None, "checkpoint_seconds": 0.0}
+    settings = tiny(epochs=3, **given)
+    start(photos, tmp_path / "whole", settings, start_from=tmp_path / "float").join(120)
+    process = start(photos, tmp_path / "out", settings, start_from=tmp_path / "float")
+    wait_for(tmp_path / "out", "step=5")
+    process.kill()
+    process.join(120)
+    start(photos, tmp_path / "out", settings, resume=True).join(120)
+    assert "going on from the checkpoint, step" in log_of(tmp_path / "out").read_text()
+    assert_same(tmp_path / "whole", tmp_path / "out")
 
 
 def test_what_int8_needs_is_said(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ Array = NDArray[Any]
 RESCALES: tuple[Rescale, ...] = ("full", "float")
 LARGEST_BIAS = 2.0**29  # in units of its scale: a channel with next to no weights gets a coarser scale
 SMALLEST_SCALE = 1e-12
-_MIDDLE = 128  # of uint8: zero point of weights
+MIDDLE = 128  # of uint8: zero point of weights
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Sweep:
         y = floats.activated(layer, value, shortcut[0] if shortcut else None)
         out = self._output(layer, y)
         if out:
-            self._add(layer, self._described(layer, out, shortcut[2] if shortcut else None))
+            self._add(layer, described(layer, out, shortcut[2] if shortcut else None, self.choices.rescale))
         if layer.weight_shape is not None:
             self._weigh(layer, mean, x8, out)
         y8 = integer.output(integer.prepare(layer, self.tensors, self._zero), x8, shortcut[1] if shortcut else None)
@@ -142,18 +142,6 @@ class Sweep:
             out = out._replace(scale=short.scale(float(out.scale)))
         return out
 
-    def _described(self, layer: Layer, out: Range, shortcut: Range | None) -> dict[str, Array]:
-        """Returns what tells of a layer's output, and how the shortcut is added."""
-        six = round(6 / float(out.scale)) if layer.activation == "relu6" else 255
-        made = {"scale": np.array([out.scale]), "zero": _whole(out.zero), "high": _whole(min(out.zero + six, 255))}
-        if self.choices.rescale == "full":
-            made["low"] = _whole(out.zero if layer.activation != "linear" else 0)
-            if shortcut:
-                made |= {"sum_zero": _whole(out.zero), "sum_multiplier": _whole(1, 1), "sum_shift": _whole(0)}
-        elif shortcut:
-            made["shortcut"] = np.array([shortcut.scale / out.scale], np.float32)
-        return made
-
     def _weigh(self, layer: Layer, mean: Array, x8: Array, out: Range | None) -> None:
         """Makes weight, bias and multiplier; `mean` is that of each channel in float32, before the activation."""
         source = float(self._range.scale)
@@ -162,15 +150,8 @@ class Sweep:
             weight = weight / self.std[:, np.newaxis]
             shift = (self._zero - self.mean)[:, np.newaxis]
             bias = bias + (weight * shift).reshape(-1, len(bias)).sum(0)
-        unit = _weight_scale(weight, bias, source) * source
-        if out:
-            step, most = float(out.scale), max(out.zero, 255 - out.zero)
-            joins = layer.adds and self.choices.rescale == "full"
-            found = short.multipliers_without_halves if joins else short.multipliers
-            multiplier = found(unit / step, bias / step, most)
-        else:
-            step, multiplier = 1.0, short.logit_multipliers(unit)
-        unit = multiplier.astype(np.float64) * step  # what 1 in the sums of each channel stands for
+        largest = np.abs(weight).reshape(-1, len(bias)).max(0)
+        multiplier, unit = multipliers(layer, largest, bias, source, out, self.choices.rescale)
         scale = unit / source
         if self.choices.compensate:
             x = x8.astype(np.float32) - self._zero.astype(np.float32)
@@ -179,7 +160,7 @@ class Sweep:
             weight8 = np.clip(np.rint(weight / scale), -127, 127).astype(np.int8)
         made: dict[str, Array] = {"weight": weight8, "bias": np.zeros(len(bias), np.int32), "multiplier": multiplier}
         if self.choices.rescale == "full":
-            made |= {"weight": (weight8.astype(np.int16) + _MIDDLE).astype(np.uint8), "weight_zero": _whole(_MIDDLE)}
+            made |= {"weight": (weight8.astype(np.int16) + MIDDLE).astype(np.uint8), "weight_zero": _whole(MIDDLE)}
         self._add(layer, made)
         if self.choices.correct_bias:
             sums = integer.sums(integer.prepare(layer, self.tensors, self._zero), x8)
@@ -189,6 +170,42 @@ class Sweep:
 
     def _add(self, layer: Layer, parts: dict[str, Array]) -> None:
         self.tensors |= {f"{layer.name}.{part}": tensor for part, tensor in parts.items()}
+
+
+def described(layer: Layer, out: Range, shortcut: Range | None, rescale: Rescale) -> dict[str, Array]:
+    """Returns what tells of a layer's output, and how the shortcut is added."""
+    six = round(6 / float(out.scale)) if layer.activation == "relu6" else 255
+    made = {"scale": np.array([out.scale]), "zero": _whole(out.zero), "high": _whole(min(out.zero + six, 255))}
+    if rescale == "full":
+        made["low"] = _whole(out.zero if layer.activation != "linear" else 0)
+        if shortcut:
+            made |= {"sum_zero": _whole(out.zero), "sum_multiplier": _whole(1, 1), "sum_shift": _whole(0)}
+    elif shortcut:
+        made["shortcut"] = np.array([shortcut.scale / out.scale], np.float32)
+    return made
+
+
+def multipliers(
+    layer: Layer, largest: Array, bias: Array, source: float, out: Range | None, rescale: Rescale
+) -> tuple[NDArray[np.float32], Array]:
+    """Returns a layer's multipliers, [out], and what 1 in the sums of each channel stands for, [out] float64.
+
+    Args:
+        largest: of each channel's weights, which becomes 127 or somewhat less, [out].
+        bias: where it would not fit an int32, the channel's weights get coarser, [out].
+        source: scale of the layer's input.
+        out: range of its output, None of logits in float32.
+    """
+    least = np.maximum(largest / 127, np.abs(bias) / source / LARGEST_BIAS)
+    unit = np.maximum(least, SMALLEST_SCALE) * source
+    if out is None:
+        step, multiplier = 1.0, short.logit_multipliers(unit)
+    else:
+        step, most = float(out.scale), max(out.zero, 255 - out.zero)
+        joins = layer.adds and rescale == "full"
+        found = short.multipliers_without_halves if joins else short.multipliers
+        multiplier = found(unit / step, bias / step, most)
+    return multiplier, multiplier.astype(np.float64) * step
 
 
 def _shared_ranges(network: Network, folded: Tensors, x: Floats, method: Method) -> dict[str, Range]:
@@ -220,12 +237,6 @@ def _shared_ranges(network: Network, folded: Tensors, x: Floats, method: Method)
 
 def _whole(*numbers: int) -> NDArray[np.int32]:
     return np.array(numbers, np.int32)
-
-
-def _weight_scale(weight: Array, bias: Array, source: float) -> Array:
-    """Returns the scale of each output channel's weights: the largest is 127, and the bias fits an int32."""
-    largest = np.abs(weight).reshape(-1, len(bias)).max(0)
-    return np.asarray(np.maximum(np.maximum(largest / 127, np.abs(bias) / source / LARGEST_BIAS), SMALLEST_SCALE))
 
 
 def _decibels(signal: Floats, seen: Array) -> float:

@@ -307,7 +307,7 @@ class Training:
         model = self.worker.model
         stored = folder.Stored(plan.network, model.tensors(), prepared.classes, plan.preprocessing, notes)
         if isinstance(model, QuantizedModule):
-            stored = stored._replace(tensors=model.int8_tensors(), precision="int8")
+            stored = stored._replace(tensors=model.int8_tensors(), precision="int8", rescale="full")
         folder.save(self.folder.output, stored)
 
     def _result(self) -> Result:
