@@ -12,12 +12,16 @@ from typing import Any
 def counted() -> Iterator[Counter[str]]:
     """Gives how often this thread called each function, Python's by its qualified name, C's with its module."""
     calls: Counter[str] = Counter()
+    before = calls.get
 
     def count(frame: FrameType, event: str, function: Any) -> None:
         if event == "call":
-            calls[frame.f_code.co_qualname] += 1
+            name = frame.f_code.co_qualname
         elif event == "c_call":
-            calls[f"{function.__module__}.{function.__qualname__}"] += 1
+            name = f"{function.__module__}.{function.__qualname__}"
+        else:
+            return
+        calls[name] = before(name, 0) + 1
 
     sys.setprofile(count)
     try:
