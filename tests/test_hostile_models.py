@@ -54,7 +54,7 @@ def refused(path: Path, message: str) -> None:
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 1000
     assert peak <= declared + (16 << 20)
-    assert work.total() < 300_000
+    assert work.total() < 200_000
     assert len(os.listdir("/proc/self/fd")) < 200
 
 
