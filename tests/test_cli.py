@@ -326,6 +326,12 @@ def test_an_output_that_can_not_be_written_has_an_exit_code_of_ours(
     assert "Exception ignored" not in done.stderr
 
 
+def test_messages_for_a_closed_standard_error_do_not_go_to_stdout() -> None:
+    command = f"{sys.executable} -m mobilenet choose --macs 1 --json 2>&-"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert json.loads(done.stdout)["exit_code"] == 4
+
+
 def test_photos_of_a_closed_standard_input_are_none(model: Path) -> None:
     command = f"{sys.executable} -m mobilenet predict {model} - <&-"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
