@@ -12,6 +12,7 @@ from PIL import Image
 
 import mobilenet
 from mobilenet import cli
+from mobilenet.convert import write
 from mobilenet.demo import write_photos
 from mobilenet.errors import MobileNetError
 
@@ -304,6 +305,9 @@ def test_a_closed_pipe_is_no_error() -> None:
         ("choose --limit", "--json > /dev/full", 2),
         ("choose", "| (exec <&-; sleep 1)", 0),
         ("choose --macs 1 --json", ">&-", 4),
+        ("choose", ">&- 2>&-", 0),
+        ("choose --limit", "2>&-", 2),
+        ("predict nothing -", "<&- 2>&-", 3),
     ],
 )
 def test_an_output_that_can_not_be_written_has_an_exit_code_of_ours(
@@ -320,6 +324,40 @@ def test_an_output_that_can_not_be_written_has_an_exit_code_of_ours(
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
+
+
+def test_messages_for_a_closed_standard_error_do_not_go_to_stdout() -> None:
+    command = f"{sys.executable} -m mobilenet choose --macs 1 --json 2>&-"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert json.loads(done.stdout)["exit_code"] == 4
+
+
+def test_photos_of_a_closed_standard_input_are_none(model: Path) -> None:
+    command = f"{sys.executable} -m mobilenet predict {model} - <&-"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "photo  label  probability\n", "")
+
+
+def test_an_import_leaves_a_folder_of_photos_alone(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = mobilenet.create(mobilenet.v2(0.1, 32, 3, conventions="torchvision"))
+    write(source, tmp_path / "x.safetensors", "torchvision")
+    for output in (photos, photos / "dark"):
+        before = {path: path.stat() for path in output.rglob("*")}
+        code, out, err = run(capsys, "import", tmp_path / "x.safetensors", "-o", output, "--resolution", 32)
+        assert (code, out) == (2, "")
+        assert f"output: {output} holds '" in err
+        assert "and no model; choose another folder" in err
+        assert {path: path.stat() for path in output.rglob("*")} == before
+
+
+def test_an_error_names_the_command_once(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = mobilenet.create(mobilenet.v1(0.1, 32, 3))
+    model.quantize(np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)).save(tmp_path / "m")
+    code, _, err = run(capsys, "quantize", tmp_path / "m", "--photos", photos, "-o", tmp_path / "q")
+    assert code == 2
+    assert err.startswith("mobilenet quantize: <Model ")
 
 
 # ---------------------------------------------------------------------------------------------- the door

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import stat
 import struct
 import time
@@ -339,6 +340,22 @@ def test_the_key_is_of_everything_the_code_depends_on(monkeypatch: pytest.Monkey
     assert store.key("ab", avx2) not in keys
 
 
+def test_the_source_is_of_all_that_the_code_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = Path(store.__file__).parents[1]
+    others = {"arch.py", "fixed_point.py", "common/frozen.py", "photos/resampling.py"}
+    own = {f"compiler/{path.name}" for path in (package / "compiler").glob("*.py")}
+    for name in others | own:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(package / name, tmp_path / name)
+    monkeypatch.setattr(store, "__file__", str(tmp_path / "compiler" / "store.py"))
+    seen = {store._source()}
+    assert seen == {store._COMPILER}
+    for name in others | own:
+        (tmp_path / name).write_text("# changed")
+        seen.add(store._source())
+    assert len(seen) == 1 + len(others) + len(own)
+
+
 @pytest.mark.parametrize("target", ["amx", "avx512vnni", "sse", "neondot"])
 def test_a_plan_that_was_kept_as_json_is_the_same(target: str) -> None:
     for number, network in enumerate((v1(0.25, 64), v2(0.35, 96), v2(0.35, 65, separable=False))):
@@ -352,7 +369,7 @@ def test_a_plan_that_was_kept_as_json_is_the_same(target: str) -> None:
 
 
 def test_the_name_of_a_networks_code_is_of_all_that_its_plans_depend_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_kept", lambda name, target, make: name)
+    monkeypatch.setattr(native, "_kept_or_made", lambda name, target, make: name)
     network, avx2 = v2(0.35, 96), TARGETS["avx2"]
     asked = network, avx2, "int8", Integers(), True, 1
     others = [

@@ -321,13 +321,13 @@ def test_what_is_no_file_is_not_unpickled(tmp_path: Path) -> None:
 
 def test_a_process_that_does_not_end_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     child = tmp_path / "child.py"
-    child.write_text("import time\ntime.sleep(60)\n")
+    child.write_text("import time\ntime.sleep(600)\n")
     monkeypatch.setattr(unpickle, "_CHILD", child)
     monkeypatch.setattr(unpickle, "_SECONDS", 0.5)
     with pytest.raises(ModelError, match=r"child.py: reading it took over 0.5 seconds"), unpickle.unpickled(child):
         pass
     child.write_text("import os\nos.abort()\n")
-    monkeypatch.setattr(unpickle, "_SECONDS", 60)
+    monkeypatch.setattr(unpickle, "_SECONDS", 600)
     with (
         pytest.raises(ModelError, match=r"child.py: is not read: the process ended with -6"),
         unpickle.unpickled(child),

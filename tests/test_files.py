@@ -5,7 +5,6 @@ import os
 import resource
 import socket
 import stat
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,14 +155,13 @@ def _socket(path: Path) -> None:
         (lambda path: path.symlink_to("/dev/zero"), "is a device, a regular file is needed"),
     ],
 )
+@pytest.mark.timeout(120)
 def test_only_regular_files_are_read_and_nothing_hangs(
     tmp_path: Path, make: Callable[[Path], None], reason: str
 ) -> None:
     make(tmp_path / "a")
-    start = time.monotonic()
     with pytest.raises(DataError, match=f"a: .*{reason}"):
         read_regular(tmp_path / "a", 100)
-    assert time.monotonic() - start < 2
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

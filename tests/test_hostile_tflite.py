@@ -1,7 +1,6 @@
 """Hostile TFLite files get a result or a refusal: never another error, never a crash, never more than a moment."""
 
 import random
-import time
 import zipfile
 from collections.abc import Iterator
 from io import BytesIO
@@ -19,6 +18,7 @@ from mobilenet.formats import tflite_schema as schema
 from mobilenet.formats.flatbuffer import decode
 from mobilenet.quantized import Rescale
 from test_tflite_converter import converted
+from work import counted
 
 WORDS = (0, 1, 0xFFFFFFFF, 0x7FFFFFFF)
 SMALL = tflite(mobilenet.create(mobilenet.v2(0.1, 32, 3)), softmax=True)
@@ -38,22 +38,22 @@ def table_words(data: bytes) -> list[int]:
 
 
 def read(data: bytes, rescale: Rescale = "fixed") -> str:
-    """Returns "read" or the refusal; anything else, or more than two seconds of work, fails the test."""
-    began = time.process_time()
+    """Returns "read" or the refusal; anything else, or much more work than for a good file, fails the test."""
     try:
-        model_of(data, rescale=rescale)
+        with counted() as work:
+            model_of(data, rescale=rescale)
         return "read"
     except DataError as error:
         return str(error)
     finally:
-        assert time.process_time() - began < 2
+        assert work.total() < 1_000_000  # good files take 66,000 to 137,000
 
 
 def damaged(data: bytes) -> Iterator[bytes]:
     places = table_words(data)
     assert len(places) > 3000
     cases = [(place, word) for place in places for word in WORDS]
-    for place, word in cases if DEEP else random.Random(0).sample(cases, 200):
+    for place, word in cases if DEEP else random.Random(0).sample(cases, 100):
         yield data[:place] + word.to_bytes(4, "little") + data[place + 4 :]
 
 
@@ -65,7 +65,7 @@ def damaged(data: bytes) -> Iterator[bytes]:
 def test_every_word_of_the_tables_may_be_anything(data: bytes, rescale: Rescale) -> None:
     outcomes = [read(changed, rescale) for changed in damaged(data)]
     assert outcomes.count("read") > len(outcomes) // 20  # names, padding
-    assert len(set(outcomes)) > 50
+    assert len(set(outcomes)) > 25
 
 
 def test_a_file_cut_anywhere_is_refused() -> None:

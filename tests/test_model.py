@@ -70,6 +70,29 @@ def test_parts_that_do_not_fit_are_refused(parts: dict, message: str) -> None:
         create(SMALL, **parts)
 
 
+@pytest.mark.parametrize("labels", ["abc", b"abc", 3, {"a", "b", "c"}, iter("abc")])
+def test_labels_that_are_no_list_are_refused(labels: object) -> None:
+    with pytest.raises(UsageError, match=r"labels: got .*, needed a list with a text for each class"):
+        create(SMALL, labels=labels)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"labels: got .*, needed a list"):
+        Model(SMALL, random_tensors(SMALL), labels)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("source", [3, None, True, object(), {}, [3]])
+def test_what_is_no_photo_is_refused(source: object) -> None:
+    with pytest.raises(UsageError, match=r"photo: got .*, needed a path, a file's bytes, a PIL image or an array"):
+        random_model().predict(source)
+
+
+@pytest.mark.parametrize(("make", "family"), [(MobileNet, "v1"), (MobileNetV2, "v2")])
+def test_published_weights_are_not_those_of_the_notes(make: type, family: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=rf"needed a file or folder: .* mobilenet.load\(.imagenet/{family}-1.0-224"):
+        make((224, 224, 3), 1000, weights="imagenet")
+    random_model(conventions_of_the_notes := make((32, 32, 3), 3, 0.25).network).save("imagenet")
+    assert make((32, 32, 3), 3, 0.25, weights="imagenet").network == conventions_of_the_notes
+
+
 def test_labels_without_a_classifier_are_refused() -> None:
     with pytest.raises(ModelError, match=r"labels: there are 3, and .* has no classifier; needed are none"):
         create(SMALL.replace(include_top=False), labels=LABELS)

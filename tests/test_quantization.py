@@ -372,6 +372,13 @@ def test_no_product_ahead_of_a_shortcut_is_a_half() -> None:
     assert not round_to_the_same(short.multipliers(least, many * least, 128), many, 128), "the check can fail"
 
 
+def test_biases_that_leave_no_room_for_a_fraction_get_whole_multipliers() -> None:
+    least = np.array([1e-3, 0.5, 1.0, 1.5, 3.7, 1000.2])
+    for bias in (2.0**20, -(2.0**24), 2.0**40):
+        multiplier = short.multipliers_without_halves(least, np.full(6, bias), 128)
+        np.testing.assert_array_equal(multiplier, np.ceil(least))
+
+
 @pytest.mark.parametrize("choices", [PLAIN, Choices(), Choices("percentile", equalise=True)], ids=str)
 @pytest.mark.parametrize("network", [network for network in MEMBERS if network.family == "v2"][:6], ids=str)
 def test_no_product_ahead_of_a_shortcut_is_a_half_in_a_quantised_model(network: Network, choices: Choices) -> None:

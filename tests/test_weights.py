@@ -632,6 +632,32 @@ def test_kill_9_at_any_moment_leaves_the_old_model_or_the_new(tmp_path: Path) ->
     assert "model." not in done.stdout.replace("model.safetensors", "")
 
 
+INTERRUPTED = """
+import sys
+sys.path[:0] = {path!r}
+from mobilenet.storage import tensors_file
+from test_weights import folder
+
+class Interrupted(tensors_file.Thread):
+    def start(self):
+        super().start()
+        raise KeyboardInterrupt
+
+tensors_file.Thread = Interrupted
+try:
+    folder.load({place!r})
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_an_interrupt_while_a_model_is_loaded_leaves_no_process_that_does_not_end(tmp_path: Path) -> None:
+    folder.save(tmp_path, stored(1))
+    code = INTERRUPTED.format(path=sys.path, place=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "interrupted\n"
+
+
 def test_a_model_may_be_saved_while_it_is_loaded(tmp_path: Path) -> None:
     folder.save(tmp_path, stored(1))
     stop = threading.Event()

@@ -52,6 +52,7 @@ def start(
     *,
     environment: Mapping[str, str] | None = None,
     die_at: int = 0,
+    hold_at: int = 0,
     **more: Any,
 ) -> ForkServerProcess:
     """Starts `train` in a process that ends with its exit code; what it reports is added to `log_of(output)`.
@@ -60,9 +61,10 @@ def start(
         photos, output, settings: of the training.
         environment: variables of the process.
         die_at: kill -9 itself before so many-th change of a file (rename, removal or flush), counted from 1.
+        hold_at: wait after so many-th step until a signal has come.
         more: further arguments of `train`.
     """
-    arguments = (photos, output, settings.given(), dict(environment or {}), die_at, more)
+    arguments = (photos, output, settings.given(), dict(environment or {}), die_at, hold_at, more)
     process = _processes.Process(target=_child, args=arguments, daemon=True)
     process.start()
     return process
@@ -81,7 +83,13 @@ def log_of(output: Path) -> Path:
 
 
 def _child(
-    photos: Path, output: Path, settings: dict[str, Any], environment: dict[str, str], die_at: int, more: dict[str, Any]
+    photos: Path,
+    output: Path,
+    settings: dict[str, Any],
+    environment: dict[str, str],
+    die_at: int,
+    hold_at: int,
+    more: dict[str, Any],
 ) -> None:
     from mobilenet.errors import MobileNetError
     from mobilenet.training.train import train
@@ -92,6 +100,8 @@ def _child(
     os.environ.update(environment)
     if die_at:
         _die_at_change(die_at)
+    if hold_at:
+        hold_after(hold_at)
     with open(log_of(output), "a", buffering=1) as log:
         try:
             train(photos, output, Settings(**settings), report=lambda event: log.write(f"{event!r}\n"), **more)
@@ -117,7 +127,21 @@ def _die_at_change(number: int) -> None:
         setattr(os, name, counted(getattr(os, name)))
 
 
-def wait_for(output: Path, text: str, seconds: float = 60) -> None:
+def hold_after(step: int) -> None:
+    """Makes a training of this process wait after a step until a signal has come, however late that is."""
+    from mobilenet.training.train import Training
+
+    tell = Training._tell_step
+
+    def tell_and_hold(training: Training, *args: Any) -> None:
+        tell(training, *args)
+        while training.state.step == step and not training.signals.pending:
+            time.sleep(0.001)
+
+    setattr(Training, "_tell_step", tell_and_hold)  # noqa: B010
+
+
+def wait_for(output: Path, text: str, seconds: float = 600) -> None:
     """Waits until a started training has reported `text`."""
     end = time.monotonic() + seconds
     while not (log_of(output).exists() and text in log_of(output).read_text()):

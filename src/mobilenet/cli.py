@@ -74,7 +74,7 @@ def _run(given: list[str]) -> int:
 
 
 def _failed(args: Arguments, text: str, code: int) -> int:
-    print(f"mobilenet {args.command}: {text}", file=sys.stderr)
+    print(f"mobilenet {args.command}: {text.removeprefix(f'{args.command}: ')}", file=sys.stderr)
     if getattr(args, "json", False):
         _error_document(text, code)
     return code
@@ -87,7 +87,7 @@ def _error_document(text: str, code: int) -> None:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        with contextlib.suppress(OSError):  # where it can't be written, the exit code still says what it would
+        with contextlib.suppress(OSError):
             self.print_usage(sys.stderr)
             print(f"{self.prog}: error: {message}", file=sys.stderr)
         raise UsageError(message)

@@ -94,12 +94,14 @@ class Model:
             rescale: "float", or of an int8 model also "full" or "fixed".
 
         Raises:
-            UsageError: another precision or rescale.
+            UsageError: another precision or rescale; labels that are no list.
             ModelError: names the tensor, label or size that does not fit, what it is and what is needed.
         """
         choice("precision", precision, get_args(Precision))
         choice("rescale", rescale, get_args(Rescale) if precision == "int8" else ("float",))
         folder.check_tensors(network, tensors, precision, rescale, allow_nonfinite=True)
+        if labels is not None and (isinstance(labels, str | bytes) or not isinstance(labels, Sequence | np.ndarray)):
+            raise UsageError(f"labels: got {short(labels)}, needed a list with a text for each class")
         labels = None if labels is None else tuple(labels)
         folder.check_labels(network, labels)
         preprocessing = preprocessing or usual_preprocessing(network)
@@ -368,6 +370,11 @@ def _from_notes(
     make = {"v1": v1, "v2": v2}[family]
     network = make(alpha, (height, width), num_classes, channels=channels, include_top=include_top, conventions="notes")
     model = create(network)
+    if weights == "imagenet" and not os.path.lexists(weights):
+        raise UsageError(
+            "weights: got 'imagenet', needed a file or folder: published weights come with their own network, "
+            f'mobilenet.load("imagenet/{family}-1.0-224")'
+        )
     if weights is not None:
         model.load_weights(weights, by_name=True)
     return model

@@ -394,16 +394,20 @@ def _load(
 
     large, nine = sorted(facts.large), sorted(facts.nine)  # whose order in a set is another in each process
     asked = network.layers, precision, facts.endings, facts.zeros, large, nine, fuse, threads
-    return _kept(store.key(map(repr, asked), target), target, make)
+    return _kept_or_made(store.key(map(repr, asked), target), target, make)
 
 
 def load_code(kernels: Sequence[Kernel], target: Target) -> tuple[Code, Path | None]:
     """Returns the kernels' code from the cache, or compiled now and kept, and the file it is kept in."""
-    code, _, path = _kept(store.key(sorted(kernel.name for kernel in kernels), target), target, lambda: (kernels, None))
+    code, _, path = _kept_or_made(
+        store.key(sorted(kernel.name for kernel in kernels), target), target, lambda: (kernels, None)
+    )
     return code, path
 
 
-def _kept(name: str, target: Target, make: Callable[[], tuple[Sequence[Kernel], Any]]) -> tuple[Code, Any, Path | None]:
+def _kept_or_made(
+    name: str, target: Target, make: Callable[[], tuple[Sequence[Kernel], Any]]
+) -> tuple[Code, Any, Path | None]:
     """Returns code and facts that are kept under a name, and their file; else those that are made now: `make` returns
     kernels and facts."""  # fmt: skip
     image = store.read(name)

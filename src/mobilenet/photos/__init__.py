@@ -19,8 +19,9 @@ import numpy as np
 import simplejpeg  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
+from ..common.checks import short
 from ..common.files import read_regular, shown
-from ..errors import DataError, PhotoError
+from ..errors import DataError, PhotoError, UsageError
 from .headers import read_header
 from .limits import MAX_BYTES, MAX_DECODED_PIXELS, Header
 from .preprocessing import Preprocessing
@@ -99,8 +100,10 @@ def pixels(
 
     The source is a path, a file's bytes, a PIL image, or uint8 [H,W,3] or [H,W]. One antialiased resampling cuts out
     the area and resizes it; a `resampler` takes less time for that and makes the same of it. Raises `PhotoError` that
-    begins with the path, or with `name`.
+    begins with the path, or with `name`; a `UsageError` where the source is none of these.
     """
+    if not (isinstance(source, Path | str | bytes | np.ndarray) or hasattr(source, "getexif")):
+        raise UsageError(f"photo: got {short(source)}, needed a path, a file's bytes, a PIL image or an array")
     if name is None:
         name = str(source) if isinstance(source, Path | str) else "photo"
     data = open_bytes(source) if isinstance(source, Path | str) else source
