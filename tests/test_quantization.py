@@ -412,6 +412,13 @@ def test_a_pooling_s_ratio_rounds_every_sum_the_same(pixels: int) -> None:
         assert all((np.rint(way[near]) == np.rint(ways[0][near])).all() for way in ways)
 
 
+def test_a_pooling_of_any_pixels_has_a_factor_that_runtimes_compute_alike() -> None:
+    for pixels in range(1, 101):
+        for most in (1.0, 1.37, 3.97):
+            ratio, count = np.float32(short.pooling_ratio(most, pixels)), np.float32(pixels)
+            assert ratio / count == ratio * (1 / count), (pixels, most)
+
+
 def test_a_pooling_whose_output_is_far_coarser_keeps_its_ratio() -> None:
     assert short.pooling_ratio(0.01, 49) == 0.01
 

@@ -5,7 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from ctypes import addressof, c_char
-from functools import cached_property, partial
+from functools import partial
 from itertools import chain, pairwise, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,6 +114,7 @@ class NativeEngine(Runner):
         self._tapes = partial(_Tapes, code=code, weights=weights, decode=decode)
         self._alone = self._tapes(self.plan)
         self._kept = plans[-1]
+        self._made_together: _Tapes | None = None
         across = _across(model.network)
         self.resampler = Resampler(code, across, model.network.height, chosen.lanes) if across else None
         kernels = sum("(" in name for name in code.address)  # the driver's functions have names without
@@ -121,10 +122,13 @@ class NativeEngine(Runner):
         self.made = Made(precision, chosen.name, kernels, code.size, weights.nbytes, arena, kept,
                          time.perf_counter() - start)  # fmt: skip
 
-    @cached_property
+    @property
     def _together(self) -> "_Tapes":
         """The plan of one image on all threads, made when asked for: photos labelled one a thread do not need it."""
-        return self._tapes(Plan.restored(self._kept, self.network, self.plan.target))
+        found = self._made_together
+        if found is None:
+            found = self._made_together = self._tapes(Plan.restored(self._kept, self.network, self.plan.target))
+        return found
 
     def profile(self, pixels: NDArray[np.uint8] | Floats | None = None, seconds: float = 2.0) -> "Profile":
         """Measures each layer, the whole, and what the machine can do at its best.

@@ -78,15 +78,17 @@ def pooling_ratio(most: float, pixels: int) -> float:
 
     The sum of pixels may be divided, or multiplied with a rounded 1 / pixels, before or after its scale is changed:
     with this ratio all of these round every sum to the same number. Nor is it another one if it comes, as OpenVINO's
-    does, from 1 or the largest byte over what that is in the other scale: 7/4, 15/8 and 63/16 would be.
+    does, from 1 or the largest byte over what that is in the other scale: 7/4, 15/8 and 63/16 would be. Some numbers of
+    pixels have no such ratio; then it is one whose factor ONNX Runtime and XNNPACK compute alike.
     """
     sums = np.arange(255 * pixels + 1, dtype=np.float32)
     count, tops = np.float32(pixels), (np.float32(1), np.float32(255))
-    for parts in range(int(most * _RATIO), 0, -1):
-        ratio = np.float32(parts / _RATIO)
-        if ratio / count == ratio * (1 / count) and all(top / (top / ratio) == ratio for top in tops):
+    ratios = (np.float32(parts / _RATIO) for parts in range(int(most * _RATIO), 0, -1))
+    alike = [ratio for ratio in ratios if ratio / count == ratio * (1 / count)]
+    for ratio in alike:
+        if all(top / (top / ratio) == ratio for top in tops):
             ways = (sums * (ratio / count), sums / count * ratio, sums * (1 / count) * ratio)
             first, *others = (np.minimum(np.rint(way), 256) for way in ways)
             if all((other == first).all() for other in others):
                 return float(ratio)
-    return most
+    return float(alike[0]) if alike else most
