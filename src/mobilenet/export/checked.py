@@ -99,8 +99,8 @@ def _why_not_exact(model: Model) -> str:
     """Returns why an int8 model's file can't give its outputs to the last bit, and what can."""
     if model.rescale == "float" and any(layer.adds for layer in model.network.layers):
         return (
-            "not bit for bit: other runtimes round sums before they add a shortcut to them, this model (rescale 'float') "
-            "does after; of one that `mobilenet quantize` makes with 'full', its default, they give the bits"
+            "not bit for bit: other runtimes round sums before they add a shortcut to them, this model (rescale "
+            "'float') does after; of one that `mobilenet quantize` makes with 'full', its default, they give the bits"
         )
     return "not bit for bit: no scales of this format give just the model's multipliers"
 
