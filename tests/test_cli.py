@@ -352,6 +352,28 @@ def test_an_import_leaves_a_folder_of_photos_alone(
         assert {path: path.stat() for path in output.rglob("*")} == before
 
 
+def test_an_import_refuses_no_folder_but_one_of_photos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "x.safetensors"
+    write(mobilenet.create(mobilenet.v2(0.1, 32, 3, conventions="torchvision")), source, "torchvision")
+    command = ("import", source, "--resolution", 32, "-o")
+    for name, said in (("photo.JPG", "photo.JPG"), ("cats/photo", "cats"), ("a\x1b.png", r"a\x1b.png")):
+        output = tmp_path / f"of {Path(name).parts[0]}"
+        (output / name).parent.mkdir(parents=True)
+        (output / name).write_bytes(b"")
+        code, _, err = run(capsys, *command, output)
+        assert code == 2
+        assert f"{said} holds '{said}' and no model; choose another folder" in err
+    output = tmp_path / "out"
+    (output / ".git").mkdir(parents=True)
+    left = (f"model.{'0' * 16}.safetensors", f".{'0' * 16}.tmp", ".DS_Store", ".x.png", "labels.txt", "report.html")
+    for name in left:
+        (output / name).write_bytes(b"")
+    assert run(capsys, *command, output)[0] == 0
+    assert (output / "config.json").exists()
+    (output / "photos").mkdir()
+    assert run(capsys, *command, output)[0] == 0  # the model's
+
+
 def test_an_error_names_the_command_once(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = mobilenet.create(mobilenet.v1(0.1, 32, 3))
     model.quantize(np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)).save(tmp_path / "m")

@@ -70,12 +70,17 @@ def test_parts_that_do_not_fit_are_refused(parts: dict, message: str) -> None:
         create(SMALL, **parts)
 
 
-@pytest.mark.parametrize("labels", ["abc", b"abc", 3, {"a", "b", "c"}, iter("abc")])
+@pytest.mark.parametrize("labels", ["abc", b"abc", 3, np.array("abc")])
 def test_labels_that_are_no_list_are_refused(labels: object) -> None:
     with pytest.raises(UsageError, match=r"labels: got .*, needed a list with a text for each class"):
         create(SMALL, labels=labels)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"labels: got .*, needed a list"):
         Model(SMALL, random_tensors(SMALL), labels)  # type: ignore[arg-type]
+
+
+def test_labels_may_come_one_after_the_other() -> None:
+    for labels in (list(LABELS), dict.fromkeys(LABELS).keys(), (label for label in LABELS), np.array(LABELS)):
+        assert create(SMALL, labels=labels).labels == LABELS
 
 
 @pytest.mark.parametrize("source", [3, None, True, object(), {}, [3]])

@@ -1,6 +1,7 @@
 """Training for int8: the module computes the int8 network, learns through its roundings, and ends in an int8 model."""
 
 import importlib
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,16 @@ def test_statistics_stay_and_shapes_are_checked() -> None:
         module(torch.zeros(1, 3, 8, 8))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_parameter_that_is_not_finite_makes_the_loss_so(value: float) -> None:
+    """Training then says what to do: nothing warns or raises before."""
+    module, pixels = module_of(v2(0.35, 32, 3))
+    with torch.no_grad():
+        module.parameters_flat[0] = value
+        logits = module(augment.scaled(torch.from_numpy(pixels), module.preprocessing))
+    assert not functional.cross_entropy(logits, torch.zeros(len(pixels), dtype=torch.long)).isfinite()
+
+
 def test_a_checkpoint_holds_the_ranges() -> None:
     network = v2(0.35, 32, 3)
     module, _ = module_of(network)
@@ -179,12 +190,15 @@ def test_after_a_kill_it_goes_on_to_the_same_model(tmp_path: Path) -> None:
     random_model(v2(0.35, 32, 3, downsampling=16), labels=["colour0", "colour1", "colour2"]).save(tmp_path / "float")
     given = {"precision": "int8", "alpha": None, "resolution": None, "downsampling": None, "checkpoint_seconds": 0.0}
     settings = tiny(epochs=3, **given)
-    start(photos, tmp_path / "whole", settings, start_from=tmp_path / "float").join(120)
-    process = start(photos, tmp_path / "out", settings, start_from=tmp_path / "float")
+    undisturbed = start(photos, tmp_path / "whole", settings, start_from=tmp_path / "float")
+    undisturbed.join()
+    killed = start(photos, tmp_path / "out", settings, start_from=tmp_path / "float", hold_at=5)
     wait_for(tmp_path / "out", "step=5")
-    process.kill()
-    process.join(120)
-    start(photos, tmp_path / "out", settings, resume=True).join(120)
+    killed.kill()
+    killed.join()
+    resumed = start(photos, tmp_path / "out", settings, resume=True)
+    resumed.join()
+    assert [each.exitcode for each in (undisturbed, killed, resumed)] == [0, -signal.SIGKILL, 0]
     assert "going on from the checkpoint, step" in log_of(tmp_path / "out").read_text()
     assert_same(tmp_path / "whole", tmp_path / "out")
 

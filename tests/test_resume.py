@@ -257,7 +257,7 @@ def test_without_resume_nothing_is_touched(photos: Path, stopped: Path) -> None:
 def test_other_data_is_refused(tmp_path: Path) -> None:
     photos = make_photos(tmp_path / "photos", each=12)
     output = tmp_path / "out"
-    process = start(photos, output, LONG)
+    process = start(photos, output, LONG, hold_at=3)
     wait_for(output, "step=3")
     process.kill()
     process.join()

@@ -13,6 +13,7 @@ def counted() -> Iterator[Counter[str]]:
     """Gives how often this thread called each function, Python's by its qualified name, C's with its module."""
     calls: Counter[str] = Counter()
     before = calls.get
+    profile = sys.getprofile()
 
     def count(frame: FrameType, event: str, function: Any) -> None:
         if event == "call":
@@ -27,7 +28,7 @@ def counted() -> Iterator[Counter[str]]:
     try:
         yield calls
     finally:
-        sys.setprofile(None)
+        sys.setprofile(profile)
 
 
 class Compared(str):

@@ -87,7 +87,7 @@ def _error_document(text: str, code: int) -> None:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # stderr can't be written: the exit code is still that of a usage error
             self.print_usage(sys.stderr)
             print(f"{self.prog}: error: {message}", file=sys.stderr)
         raise UsageError(message)

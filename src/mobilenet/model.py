@@ -1,7 +1,7 @@
 """A model: a network with its weights, labels and preprocessing. Make one, load it, save it, ask it."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -76,7 +76,7 @@ class Model:
         self,
         network: Network,
         tensors: Mapping[str, NDArray[Any]],
-        labels: Sequence[str] | None = None,
+        labels: Iterable[str] | None = None,
         preprocessing: Preprocessing | None = None,
         notes: Mapping[str, Any] | None = None,
         precision: Precision = "f32",
@@ -100,9 +100,7 @@ class Model:
         choice("precision", precision, get_args(Precision))
         choice("rescale", rescale, get_args(Rescale) if precision == "int8" else ("float",))
         folder.check_tensors(network, tensors, precision, rescale, allow_nonfinite=True)
-        if labels is not None and (isinstance(labels, str | bytes) or not isinstance(labels, Sequence | np.ndarray)):
-            raise UsageError(f"labels: got {short(labels)}, needed a list with a text for each class")
-        labels = None if labels is None else tuple(labels)
+        labels = None if labels is None else _texts(labels)
         folder.check_labels(network, labels)
         preprocessing = preprocessing or usual_preprocessing(network)
         folder.check_preprocessing(network, preprocessing)
@@ -289,16 +287,27 @@ def usual_preprocessing(network: Network) -> Preprocessing:
     return Preprocessing(network.height, network.width, network.channels, mean=mean, std=std)
 
 
+def _texts(labels: Iterable[str]) -> tuple[str, ...]:
+    wanted = UsageError(f"labels: got {short(labels)}, needed a list with a text for each class")
+    if isinstance(labels, str | bytes):
+        raise wanted
+    try:
+        each = iter(labels)
+    except TypeError:  # a number, or an array without axes
+        raise wanted from None
+    return tuple(each)
+
+
 def create(
     network: Network,
     seed: int = 0,
-    labels: Sequence[str] | None = None,
+    labels: Iterable[str] | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> Model:
     """Returns an untrained model of a network, the same weights for the same seed on every machine.
 
     Raises:
-        UsageError: `network` is none, or `seed` no whole number from 0 to 2⁶⁴ - 1.
+        UsageError: `network` is none, `seed` no whole number from 0 to 2⁶⁴ - 1, or `labels` no list.
         ModelError: the labels or the preprocessing do not fit the network.
     """
     need_network(network)

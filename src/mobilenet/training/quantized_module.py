@@ -143,7 +143,8 @@ class QuantizedModule(TorchMobileNet):
         weight, bias = self._folded(layer, learned)
         largest = weight.detach().abs().reshape(-1, len(bias)).amax(0)
         seen, biases = torch.stack((largest, bias.detach())).double().cpu().numpy()
-        factors, units = multipliers(layer, seen, biases, source, out, "full")
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):  # of NaN, which the loss then is, too
+            factors, units = multipliers(layer, seen, biases, source, out, "full")
         multiplier, scale, unit = torch.from_numpy(np.stack((factors, units / source, units))).to(weight)
         return {
             "weight": _rounded(weight / scale).clamp(-127, 127),
