@@ -70,7 +70,7 @@ def test_parts_that_do_not_fit_are_refused(parts: dict, message: str) -> None:
         create(SMALL, **parts)
 
 
-@pytest.mark.parametrize("labels", ["abc", b"abc", 3, np.array("abc")])
+@pytest.mark.parametrize("labels", ["abc", b"abc", 3, np.array("abc"), {"a", "b", "c"}])
 def test_labels_that_are_no_list_are_refused(labels: object) -> None:
     with pytest.raises(UsageError, match=r"labels: got .*, needed a list with a text for each class"):
         create(SMALL, labels=labels)  # type: ignore[arg-type]

@@ -289,7 +289,7 @@ def usual_preprocessing(network: Network) -> Preprocessing:
 
 def _texts(labels: Iterable[str]) -> tuple[str, ...]:
     wanted = UsageError(f"labels: got {short(labels)}, needed a list with a text for each class")
-    if isinstance(labels, str | bytes):
+    if isinstance(labels, str | bytes | set | frozenset):  # a set has no order
         raise wanted
     try:
         each = iter(labels)
