@@ -36,7 +36,7 @@ def random_int8(
     for layer in network.layers:
         _random_layer(layer, tensors, generator, choose, x, zero_in, scale_in, found, rescale)
         if rescale == "fixed" and layer.kind != "max_pool":
-            _fix(layer, tensors, generator)
+            _fix(layer, tensors, generator, choose)
         if rescale == "full" and layer.adds:
             _add_bytes(layer.name, tensors, choose)
         if layer.kind != "dense":
@@ -118,12 +118,12 @@ def _random_layer(
         tensors[f"{name}.low"] = _one_number(int(tensors[f"{name}.zero"][0]) if relu else 0)
 
 
-def _fix(layer: Layer, tensors: Tensors, generator: np.random.Generator) -> None:
+def _fix(layer: Layer, tensors: Tensors, generator: np.random.Generator, choose: np.random.Generator) -> None:
     """Makes a layer's rescale TFLite's, which does about the same."""
     name, outs = layer.name, layer.output.channels
     real = tensors[f"{name}.multiplier"].astype(np.float64)
     if layer.kind == "dense":
-        tensors[f"{name}.roundings"] = _one_number(int(generator.integers(1, 3)))
+        tensors[f"{name}.roundings"] = _one_number(int(choose.integers(1, 3)))
     if layer.adds:
         own, shortcut = float(generator.uniform(0.5, 2)), float(tensors.pop(f"{name}.shortcut")[0])  # an output's scale
         twice = 2 * max(own, shortcut)
@@ -133,8 +133,8 @@ def _fix(layer: Layer, tensors: Tensors, generator: np.random.Generator) -> None
         real = real / own
     multiplier, shift = factors(real)
     if layer.kind == "average_pool":
-        mean = np.int32(generator.integers(2))
-        tensors[f"{name}.origin"] = _one_number(int(generator.choice((0, 128))))
+        mean = np.int32(choose.integers(2))
+        tensors[f"{name}.origin"] = _one_number(int(choose.choice((0, 128))))
         multiplier, shift = multiplier * (1 - mean), shift * (1 - mean)
     elif outs > 4 and generator.integers(2):
         bias, weight = tensors[f"{name}.bias"], tensors[f"{name}.weight"].reshape(-1, outs)

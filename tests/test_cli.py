@@ -352,6 +352,15 @@ def test_an_import_leaves_a_folder_of_photos_alone(
         assert {path: path.stat() for path in output.rglob("*")} == before
 
 
+def test_an_import_looks_where_its_model_goes_before_it_reads_anything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "README.md").write_text("ours")
+    code, _, err = run(capsys, "import", tmp_path / "missing.h5", "-o", tmp_path)
+    assert code == 3
+    assert f"{tmp_path / 'README.md'}: would be overwritten" in err
+
+
 def test_an_import_refuses_no_folder_but_one_of_photos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "x.safetensors"
     write(mobilenet.create(mobilenet.v2(0.1, 32, 3, conventions="torchvision")), source, "torchvision")

@@ -235,25 +235,11 @@ def _import_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rescale", choices=("fixed", "full"), default="fixed", help=rescale)
 
 
-def _refuse_photos(output: Path) -> None:
-    """Raises a `UsageError` where a model folder to make is no model's yet, but holds photos or folders."""
-    from .common.files import shown
-    from .data.layouts import EXTENSIONS
-
-    if not output.is_dir() or (output / "config.json").exists():
-        return
-    for path in sorted(output.iterdir()):
-        if not path.name.startswith(".") and (path.is_dir() or path.suffix.lower() in EXTENSIONS):
-            raise UsageError(
-                f"output: {shown(output)} holds '{shown(path.name)}' and no model; choose another folder, or a new one "
-                "in it"
-            )
-
-
 def _import(args: Arguments) -> int:
     from .convert import convert
+    from .storage.folder import refuse_output
 
-    _refuse_photos(args.output)
+    refuse_output(args.output)
     model = convert(
         args.source,
         resolution=args.resolution,
@@ -293,10 +279,11 @@ def _quantize(args: Arguments) -> int:
     from .quantization.comparison import compare
     from .quantization.quantize import quantize
     from .quantization.sweep import Choices
+    from .storage.folder import refuse_output
 
     if args.output.resolve() == args.model.resolve():
         raise UsageError(f"output: {args.output} is the float32 model, which would be lost; choose another folder")
-    _refuse_photos(args.output)
+    refuse_output(args.output)
     model = load(args.model)
     choices = Choices(args.ranges, equalise=args.equalise, rescale=args.rescale)
     made = quantize(model, args.photos, choices, count=args.count, progress=_progress("quantising"))

@@ -21,7 +21,7 @@ from ..arch import Network
 from ..common import strict_json
 from ..common.checks import refuse_unknown, short
 from ..common.files import read_regular, shown, write_atomic
-from ..errors import DataError, MobileNetError, ModelError
+from ..errors import DataError, MobileNetError, ModelError, UsageError
 from ..photos.preprocessing import Preprocessing
 from ..quantized import Rescale
 from ..weights import check, check_shapes, check_values
@@ -207,6 +207,28 @@ def _make(folder: Path) -> bool:
     except (OSError, ValueError) as error:
         raise MobileNetError(f"{shown(folder)}: can't be made: {getattr(error, 'strerror', None) or error}") from error
     return True
+
+
+def refuse_output(folder: Path) -> None:
+    """Raises where no model is to be made in a folder: before the work that makes it, which `save` comes after.
+
+    Raises:
+        UsageError: names the photo or the folder in it; it is a folder of photos.
+        ModelError: names the file that no model of ours put there.
+    """
+    from ..data.layouts import EXTENSIONS  # reading a model needs none of it
+
+    if not os.path.lexists(folder):
+        return
+    _refuse_other_files(folder)
+    if os.path.lexists(folder / CONFIG):
+        return
+    for path in sorted(folder.iterdir()):
+        if not path.name.startswith(".") and (path.is_dir() or path.suffix.lower() in EXTENSIONS):
+            raise UsageError(
+                f"output: {shown(folder)} holds '{shown(path.name)}' and no model; choose another folder, or a new one "
+                "in it"
+            )
 
 
 def _refuse_other_files(folder: Path) -> None:
