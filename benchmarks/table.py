@@ -114,7 +114,9 @@ def section(results: dict[str, Any]) -> str:
         f"Measured on {machine['date']} on {machine['processors']} processors ({machine['processor']}), all in one "
         f"run, in turns, medians of {rounds} rounds, the ratio's least and largest round in brackets; batch 1 and "
         "float32 where nothing else is said. Same weights and pixels for all, logits checked against `reference.py` "
-        "before anything is timed; ours includes scaling the uint8 pixels, the others get them scaled."
+        "before anything is timed; ours includes scaling the uint8 pixels, the others get them scaled. The processors "
+        f"are parts of a machine that others use too (load before: {machine['load']:.1f}), so only figures of one row "
+        "compare, and ratios are surer than times."
     )
     if rescales := " or ".join(sorted({case["rescale"] for case in cases.values() if "rescale" in case})):
         about += (

@@ -42,6 +42,7 @@ def made(**changes: Any) -> dict[str, Any]:
     machine = {
         "date": "2026-01-31",
         "processors": 2,
+        "load": 0.25,
         "processor": "P",
         "versions": {"ours": "1", "A": "2+cpu", "B": "3"},
     }

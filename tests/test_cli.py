@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -100,18 +101,92 @@ def test_evaluate_writes_figures_and_report(model: Path, photos: Path, capsys: p
     assert "<svg" in report.read_text()
 
 
-def test_evaluate_gate(model: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = run(capsys, "evaluate", model, photos, "--no-report", "--min-top1", 1.5)
+@pytest.fixture(scope="module")
+def mixed(photos: Path) -> Path:
+    """The photos with half of each class in the other."""
+    root = photos.parent / "mixed"
+    for path in photos.rglob("*.png"):
+        name = path.parent.name if int(path.stem) % 2 else {"dark": "light", "light": "dark"}[path.parent.name]
+        (root / name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, root / name / f"{path.parent.name}{path.name}")
+    return root
+
+
+def test_evaluate_gate(model: Path, mixed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "evaluate", model, mixed, "--split", "all", "--no-report", "--min-top1", 0.75)
     assert code == 4
-    assert "below the 1.5" in err
+    assert "below the 0.75" in err
     assert "top-1" in out
+    assert run(capsys, "evaluate", model, mixed, "--split", "all", "--no-report", "--min-top1", 0.25)[0] == 0
 
 
-def test_evaluate_gate_is_one_document(model: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = run(capsys, "evaluate", model, photos, "--no-report", "--min-top1", 1.5, "--json")
+def test_evaluate_gate_is_one_document(model: Path, mixed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ("evaluate", model, mixed, "--split", "all", "--no-report", "--min-top1", 0.75, "--json")
+    code, out, err = run(capsys, *argv)
     assert code == 4
-    assert json.loads(out)["split"] == "val"
-    assert "below the 1.5" in err
+    assert json.loads(out)["split"] == "all"
+    assert "below the 0.75" in err
+
+
+@pytest.mark.parametrize("limit", ["nan", "-0.1", "60"])
+def test_a_gate_that_nothing_can_miss_or_pass_is_refused(
+    model: Path, photos: Path, capsys: pytest.CaptureFixture[str], limit: str
+) -> None:
+    code, out, err = run(capsys, "evaluate", model, photos, f"--min-top1={limit}")
+    assert (code, out) == (2, "")
+    assert f"min-top1: got {float(limit)}, needed a number from 0 to 1" in err
+
+
+@pytest.mark.parametrize("command", ["evaluate {model} {photos} --report", "bench {model} --picture"])
+def test_where_a_report_goes_is_looked_at_before_the_work(
+    model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    argv = command.format(model=model, photos=photos).split()
+    os.mkfifo(tmp_path / "pipe")
+    for name, why in (("none/x", f"the folder {tmp_path / 'none'} is missing; make it"), ("pipe", "is a FIFO")):
+        code, out, err = run(capsys, *argv, tmp_path / name)
+        assert (code, out) == (1, "")
+        assert f"{tmp_path / name}: can't be written: {why}" in err
+        assert "evaluating" not in err
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_an_int8_model_is_not_made_in_its_photos(model: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "quantize", model, "--photos", photos, "-o", photos / "int8")
+    assert (code, out) == (2, "")
+    assert f"output: {photos / 'int8'} lies in the photos" in err
+    assert sorted(path.name for path in photos.iterdir()) == ["dark", "light"]
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [
+        ("demo -o {file}", 2, "{file}: is a file; name a folder"),
+        ("import {file} -o {file}", 2, "output: {file} is no folder"),
+        (
+            "quantize {model} --photos {file}s -o {file}8",
+            3,
+            "{file}s: no such folder; give one with a few dozen photos",
+        ),
+        ("cost v2 --source nosuch", 2, "source: got 'nosuch'"),
+        ("export {model} -o {file}.onnx --format tflite", 2, "whose ending means onnx; change one of them"),
+    ],
+)
+def test_mistakes_are_told(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, code: int, said: str
+) -> None:
+    (tmp_path / "file").write_text("x")
+    words = [word.format(model=model, file=tmp_path / "file") for word in command.split()]
+    found, out, err = run(capsys, *words)
+    assert (found, out) == (code, "")
+    assert said.format(file=tmp_path / "file") in err
+
+
+@pytest.mark.parametrize("argv", [("predict", ""), ("predict", "model", ""), ("train", "", "-o", "x")])
+def test_an_empty_path_is_not_the_current_folder(argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, *argv, *([""] if len(argv) == 2 else []))
+    assert code == 2
+    assert "got an empty path, needed the name of a file or folder" in err
 
 
 def test_an_error_in_the_stream_of_paths_ends_the_document(
@@ -307,6 +382,9 @@ def test_a_closed_pipe_is_no_error() -> None:
         ("choose --macs 1 --json", ">&-", 4),
         ("choose", ">&- 2>&-", 0),
         ("choose --limit", "2>&-", 2),
+        ("choose --limit", "2> /dev/full", 2),
+        ("predict nothing photo", "2> /dev/full", 3),
+        ("choose --macs 1", "2> /dev/full", 4),
         ("predict nothing -", "<&- 2>&-", 3),
     ],
 )
@@ -348,7 +426,7 @@ def test_an_import_leaves_a_folder_of_photos_alone(
         code, out, err = run(capsys, "import", tmp_path / "x.safetensors", "-o", output, "--resolution", 32)
         assert (code, out) == (2, "")
         assert f"output: {output} holds '" in err
-        assert "and no model; choose another folder" in err
+        assert "and no model; choose a folder of its own" in err
         assert {path: path.stat() for path in output.rglob("*")} == before
 
 
@@ -371,7 +449,7 @@ def test_an_import_refuses_no_folder_but_one_of_photos(tmp_path: Path, capsys: p
         (output / name).write_bytes(b"")
         code, _, err = run(capsys, *command, output)
         assert code == 2
-        assert f"{said} holds '{said}' and no model; choose another folder" in err
+        assert f"{said} holds '{said}' and no model; choose a folder of its own" in err
     output = tmp_path / "out"
     (output / ".git").mkdir(parents=True)
     left = (f"model.{'0' * 16}.safetensors", f".{'0' * 16}.tmp", ".DS_Store", ".x.png", "labels.txt", "report.html")

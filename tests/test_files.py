@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mobilenet.common.files import read_regular, shown, write_atomic
+from mobilenet.common.files import check_target, read_regular, shown, write_atomic
 from mobilenet.errors import DataError, MobileNetError
 
 
@@ -40,6 +40,30 @@ def test_a_link_is_replaced_and_its_target_left_alone(tmp_path: Path) -> None:
     write_atomic(tmp_path / "link", b"new")
     assert (tmp_path / "target").read_bytes() == b"old"
     assert not (tmp_path / "link").is_symlink()
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        for refuse in (check_target, lambda path: write_atomic(path, b"new")):
+            with pytest.raises(
+                MobileNetError, match=f"{name}: can't be written: is a FIFO, needed is the name of a file"
+            ):
+                refuse(tmp_path / name)
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_target_that_can_not_be_written_is_told_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_target(tmp_path / "new")
+    with pytest.raises(MobileNetError, match=r"new: can't be written: the folder \S+none is missing; make it"):
+        check_target(tmp_path / "none" / "new")
+    monkeypatch.setattr("mobilenet.common.files.os.access", lambda *_: False)  # which root never gets
+    with pytest.raises(MobileNetError, match=r"new: can't be written: nothing may be written into "):
+        check_target(tmp_path / "new")
 
 
 @pytest.mark.parametrize("call", ["open", "fsync", "replace"])

@@ -26,11 +26,25 @@ def process() -> int:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed, as by `>&-`
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        encoding = sys.stderr.encoding
+        sys.stderr = _Stderr(sys.stderr.detach(), encoding, line_buffering=True)
     gc.set_threshold(100_000)  # a start makes some 40,000 objects that stay: to look for garbage in them takes 10 ms
     warnings.formatwarning = lambda message, *_, **__: f"mobilenet: {message}\n"  # without the line of our source
     code = main()
     gc.freeze()  # else Python would look for cycles once more, in all of numpy: a twelfth of the time of `predict`
     return code
+
+
+class _Stderr(io.TextIOWrapper):
+    """Is a stderr without which all goes on: on a full disk too the exit code says what its text would."""
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())  # what waits to be written goes there
+            return len(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,7 +88,8 @@ def _run(given: list[str]) -> int:
 
 
 def _failed(args: Arguments, text: str, code: int) -> int:
-    print(f"mobilenet {args.command}: {text.removeprefix(f'{args.command}: ')}", file=sys.stderr)
+    text = text.removeprefix(f"{args.command}: ")
+    print(f"mobilenet {args.command}: {text}", file=sys.stderr)
     if getattr(args, "json", False):
         _error_document(text, code)
     return code
@@ -87,9 +102,8 @@ def _error_document(text: str, code: int) -> None:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        with contextlib.suppress(OSError):  # stderr can't be written: the exit code is still that of a usage error
-            self.print_usage(sys.stderr)
-            print(f"{self.prog}: error: {message}", file=sys.stderr)
+        self.print_usage(sys.stderr)
+        print(f"{self.prog}: error: {message}", file=sys.stderr)
         raise UsageError(message)
 
 

@@ -27,6 +27,12 @@ class Command(NamedTuple):
     run: Callable[[Arguments], int]
 
 
+def _path(text: str) -> Path:
+    if not text:  # a shell variable that is not set; as a path it would be the current folder
+        raise argparse.ArgumentTypeError("got an empty path, needed the name of a file or folder")
+    return Path(text)
+
+
 def _emit(args: Arguments, document: Any, text: str) -> None:
     print(json.dumps(document, indent=2, allow_nan=False) if args.json else text)
 
@@ -51,7 +57,9 @@ def _network_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _network(args: Arguments) -> Any:
     from . import arch
+    from .common.checks import choice
 
+    choice("source", args.source, arch.sources(args.family))
     return {"v1": arch.v1, "v2": arch.v2}[args.family](
         args.alpha,
         args.resolution,
@@ -116,7 +124,7 @@ def _choose(args: Arguments) -> int:
 
 def _data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=("check",), help="check: decode every photo, find duplicates and imbalance")
-    parser.add_argument("photos", type=Path, help="folder, CSV or JSON lines")
+    parser.add_argument("photos", type=_path, help="folder, CSV or JSON lines")
 
 
 def _data(args: Arguments) -> int:
@@ -132,11 +140,15 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     from .training.settings import add_arguments
 
     parser.add_argument(
-        "photos", type=Path, help="folder with a folder a class (or train/ val/ test/), CSV or JSON lines"
+        "photos", type=_path, help="folder with a folder a class (or train/ val/ test/), CSV or JSON lines"
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, help="model folder to make")
-    parser.add_argument("--from", dest="start_from", type=Path, metavar="MODEL", help="begin with this model's weights")
-    parser.add_argument("--resume", action="store_true", help="go on with the training in the output folder")
+    parser.add_argument("-o", "--output", type=_path, required=True, help="model folder to make")
+    parser.add_argument(
+        "--from", dest="start_from", type=_path, metavar="MODEL", help="begin with this model's weights"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the training in the output folder, if there is one"
+    )
     add_arguments(parser)
 
 
@@ -158,12 +170,14 @@ def _need_torch() -> None:
 
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, help="model folder")
+    parser.add_argument("model", type=_path, help="model folder")
     parser.add_argument(
-        "photos", type=Path, help="folder with a folder a class (or train/ val/ test/), CSV or JSON lines"
+        "photos", type=_path, help="folder with a folder a class (or train/ val/ test/), CSV or JSON lines"
     )
     parser.add_argument("--split", choices=("train", "val", "test", "all"), help="default: test, else val, else all")
-    parser.add_argument("--report", type=Path, metavar="HTML", help="where the report goes (default MODEL/report.html)")
+    parser.add_argument(
+        "--report", type=_path, metavar="HTML", help="where the report goes (default MODEL/report.html)"
+    )
     parser.add_argument("--no-report", action="store_true", help="figures only")
     parser.add_argument(
         "--min-top1", type=float, metavar="P", help="exit with code 4 when top-1 (0 to 1) is below this"
@@ -171,14 +185,20 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(args: Arguments) -> int:
+    from .common.checks import number
+    from .common.files import check_target
     from .evaluation.evaluate import evaluate
     from .evaluation.report import write_report
     from .model import load
 
+    if args.min_top1 is not None:
+        number("min-top1", args.min_top1, 0, 1)
     model = load(args.model)
+    report = None if args.no_report else args.report or args.model / "report.html"
+    if report:
+        check_target(report)
     split_file = args.model / "training" / "split.jsonl"  # so that val holds no photo that was trained on
     found = evaluate(model, args.photos, split=args.split, split_file=split_file, progress=_progress("evaluating"))
-    report = None if args.no_report else args.report or args.model / "report.html"
     if report:
         write_report(report, model, found, args.model)
     _emit(
@@ -196,8 +216,10 @@ def _evaluate(args: Arguments) -> int:
 
 
 def _predict_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, help="model folder")
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="photos, folders, globs, @list.txt, or - for stdin")
+    parser.add_argument("model", type=_path, help="model folder")
+    parser.add_argument(
+        "paths", nargs="+", type=_path, metavar="PATH", help="photos, folders, globs, @list.txt, or - for stdin"
+    )
     parser.add_argument("--top", type=int, default=5, help="labels a photo (default 5)")
     parser.add_argument("--format", choices=("table", "jsonl", "csv"), help="default table")
 
@@ -225,9 +247,9 @@ def _import_arguments(parser: argparse.ArgumentParser) -> None:
     from .training.settings import sides
 
     parser.add_argument("source", help="file or folder of another program, or the name of published weights")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="model folder to make")
+    parser.add_argument("-o", "--output", type=_path, required=True, help="model folder to make")
     parser.add_argument("--resolution", type=sides, metavar="N|HxW", help="input size (default its own, or 224)")
-    parser.add_argument("--labels", type=Path, metavar="TXT", help="text file with a label a line")
+    parser.add_argument("--labels", type=_path, metavar="TXT", help="text file with a label a line")
     parser.add_argument("--scaling", choices=tuple(SCALINGS), help="of the pixels, where the source does not say it")
     parser.add_argument("--no-top", action="store_true", help="leave the classifier out")
     parser.add_argument("--unpickle", action="store_true", help="read pickles (.pth), in a process of its own")
@@ -264,13 +286,15 @@ def _quantize_arguments(parser: argparse.ArgumentParser) -> None:
     from .quantization.ranges import METHODS
     from .quantization.sweep import RESCALES
 
-    parser.add_argument("model", type=Path, help="model folder, float32")
-    parser.add_argument("--photos", type=Path, required=True, help="folder of what it will see; labels are not needed")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="model folder to make, int8")
+    parser.add_argument("model", type=_path, help="model folder, float32")
+    parser.add_argument("--photos", type=_path, required=True, help="folder of what it will see; labels are not needed")
+    parser.add_argument("-o", "--output", type=_path, required=True, help="model folder to make, int8")
     parser.add_argument("--count", type=int, metavar="N", help="photos to measure on (default 48, more of small ones)")
     parser.add_argument("--ranges", choices=METHODS, default=METHODS[-1], help="how to choose them (default mse)")
     parser.add_argument("--equalise", action="store_true", help="scale channels to similar ranges first")
-    rescale = "full (default): exports give the same bits; float: V2's and all logits are nearer to float32's"
+    rescale = (
+        "full (default): exports give the same bits; float: nearer to float32, but exports of a V2 round otherwise"
+    )
     parser.add_argument("--rescale", choices=RESCALES, default=RESCALES[0], help=rescale)
 
 
@@ -284,6 +308,8 @@ def _quantize(args: Arguments) -> int:
     if args.output.resolve() == args.model.resolve():
         raise UsageError(f"output: {args.output} is the float32 model, which would be lost; choose another folder")
     refuse_output(args.output)
+    if args.output.resolve().is_relative_to(args.photos.resolve()):
+        raise UsageError(f"output: {args.output} lies in the photos and would become a class; choose a folder outside")
     model = load(args.model)
     choices = Choices(args.ranges, equalise=args.equalise, rescale=args.rescale)
     made = quantize(model, args.photos, choices, count=args.count, progress=_progress("quantising"))
@@ -299,8 +325,8 @@ def _quantize(args: Arguments) -> int:
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
     from .export import FORMATS
 
-    parser.add_argument("model", type=Path, help="model folder")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="file to write")
+    parser.add_argument("model", type=_path, help="model folder")
+    parser.add_argument("-o", "--output", type=_path, required=True, help="file to write")
     parser.add_argument("--format", choices=tuple(FORMATS), help="default: told by the file's ending")
     # An option that is not given is not passed on: each format has its own.
     absent = argparse.SUPPRESS
@@ -340,7 +366,7 @@ def _progress(what: str) -> Callable[[int, int], None]:
 def _compile_arguments(parser: argparse.ArgumentParser) -> None:
     from .compiler.targets import TARGETS
 
-    parser.add_argument("model", type=Path, help="model folder")
+    parser.add_argument("model", type=_path, help="model folder")
     parser.add_argument("--precision", help="f32, bf16, or int8 of a quantised model (default what its weights are)")
     parser.add_argument("--threads", type=int, help="of the engine, as it will run (default one a processor)")
     parser.add_argument("--target", choices=TARGETS, help="instruction set (default the best that runs here)")
@@ -370,17 +396,20 @@ def _compile(args: Arguments) -> int:
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
     _compile_arguments(parser)
     parser.add_argument("--seconds", type=float, default=2.0, help="to measure for (default 2)")
-    parser.add_argument("--picture", type=Path, metavar="SVG", help="of the roofline (default MODEL/roofline.svg)")
+    parser.add_argument("--picture", type=_path, metavar="SVG", help="of the roofline (default MODEL/roofline.svg)")
     parser.add_argument("--no-picture", action="store_true", help="figures only")
 
 
 def _bench(args: Arguments) -> int:
-    from .common.files import write_atomic
+    from .common.files import check_target, write_atomic
     from .compiler.roofline import picture
     from .model import load
 
-    found = load(args.model).compile(args.precision, args.threads, args.target).profile(seconds=args.seconds)
+    model = load(args.model)
     path = None if args.no_picture else args.picture or args.model / "roofline.svg"
+    if path:
+        check_target(path)
+    found = model.compile(args.precision, args.threads, args.target).profile(seconds=args.seconds)
     if path:
         write_atomic(path, picture(found).encode())
     _emit(args, found.to_dict() | {"picture": path and str(path)}, f"{found}" + (f"\nroofline: {path}" if path else ""))
@@ -391,7 +420,7 @@ def _bench(args: Arguments) -> int:
 
 
 def _demo_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-o", "--output", type=Path, default=Path("mobilenet-demo"), help="folder to make")
+    parser.add_argument("-o", "--output", type=_path, default=Path("mobilenet-demo"), help="folder to make")
 
 
 def _demo(args: Arguments) -> int:

@@ -1,5 +1,6 @@
 """The main job on real data that comes with the package: photos of digits in, a model, labels and a report out."""
 
+import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .errors import DataError
+from .errors import DataError, UsageError
 
 TILE = 8  # side of a digit in digits.png, in pixels
 SIDE = 32  # side of the photos made of them, the least a MobileNet takes
@@ -41,6 +42,7 @@ def demo(output: Path) -> tuple[dict[str, Any], str]:
 
     Raises:
         DataError: `output` holds something that is not the demo's.
+        UsageError: `output` is a file.
     """
     from .common.progress import counter
     from .cost import cost
@@ -51,6 +53,8 @@ def demo(output: Path) -> tuple[dict[str, Any], str]:
     from .training.train import train
 
     photos, model_folder, report = output / "photos", output / "model", output / "report.html"
+    if os.path.lexists(output) and not output.is_dir():
+        raise UsageError(f"{output}: is a file; name a folder, to be made")
     if _others(output, {"photos", "model", "report.html"}) or _others(photos, {"train", "test"}):
         raise DataError(f"{output}: holds something else than the demo; give another folder with --output")
     count = write_photos(photos)

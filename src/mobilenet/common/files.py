@@ -28,14 +28,33 @@ def _printable(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
+def check_target(path: Path) -> None:
+    """Raises the `MobileNetError` that `write_atomic` would: for before the work whose result is written."""
+    folder = path.parent
+    if not os.path.isdir(folder):
+        raise MobileNetError(f"{shown(path)}: can't be written: the folder {shown(folder)} is missing; make it")
+    if not os.access(folder, os.W_OK):
+        raise MobileNetError(f"{shown(path)}: can't be written: nothing may be written into {shown(folder)}")
+    _refuse_special(path)
+
+
+def _refuse_special(path: Path) -> None:
+    with contextlib.suppress(OSError, ValueError):  # there is none yet, or a link to none
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):
+            kind = _kind(mode)
+            raise MobileNetError(f"{shown(path)}: can't be written: is {kind}, needed is the name of a file")
+
+
 def write_atomic(path: Path, data: bytes | bytearray | memoryview, mode: int = 0o666) -> None:
     """Writes a file whole or not at all: after any failure or power cut the path holds all of the old or of the new.
 
     The data goes to a temporary file in the same folder, is flushed to the disk, takes the path's name, and the folder
     is flushed too. The file's mode is `mode` less the process's umask. Raises `MobileNetError` that names the path and
-    the system's reason; the temporary file is removed.
+    the system's reason, or what it is that is no file, as a device; the temporary file is removed.
     """
     path = Path(path)
+    _refuse_special(path)
     temporary = path.parent / f".{os.urandom(8).hex()}.tmp"
     try:
         try:

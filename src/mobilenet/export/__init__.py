@@ -11,10 +11,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..common.files import shown
+from ..common.files import check_target, shown
 from ..common.text import bytes_text
 from ..convert import FORMATS as LIBRARIES
-from ..errors import MobileNetError, UsageError
+from ..errors import UsageError
 from ..model import Model
 
 
@@ -91,12 +91,17 @@ def export(model: Model, path: str | os.PathLike[str], format: str | None = None
         GateError: the outputs differ from the reference's by more than rounding; nothing was written.
     """
     path = Path(path)
-    format = format or next((name for name, known in FORMATS.items() if path.suffix.lower() in known.suffixes), None)
+    meant = next((name for name, known in FORMATS.items() if path.suffix.lower() in known.suffixes), None)
+    format = format or meant
     if format not in FORMATS:
         endings = ", ".join(f"{ending} ({name})" for name, known in FORMATS.items() for ending in known.suffixes)
         given = repr(format) if format else f"the ending of {shown(path.name)!r}"
         raise UsageError(f"format: got {given}, needed one of {endings}; or by name {', '.join(LIBRARIES)}")
     known = FORMATS[format]
+    if meant not in (None, format):
+        raise UsageError(
+            f"format: got {format!r} for {shown(path.name)!r}, whose ending means {meant}; change one of them"
+        )
     if model.precision not in known.precisions:
         raise UsageError(f"{format}: the model is {model.precision}, needed is {' or '.join(known.precisions)}")
     if model.precision == "int8" and model.rescale == "fixed" and format != "native":
@@ -106,8 +111,8 @@ def export(model: Model, path: str | os.PathLike[str], format: str | None = None
             raise UsageError(f"{name}: {format} does not have that option; it has {', '.join(known.options) or 'none'}")
     if known.writer == _LIBRARY:
         options = {"format": format}
-    elif not os.path.isdir(path.parent):  # some formats take long to make
-        raise MobileNetError(f"{shown(path)}: can't be written: the folder {shown(path.parent)} is missing; make it")
+    else:
+        check_target(path)  # some formats take long to make
     module, _, function = known.writer.rpartition(".")
     written: Exported = getattr(import_module(f".{module}", __name__), function)(model, path, **options)
     return written

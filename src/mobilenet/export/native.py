@@ -45,6 +45,8 @@ _MADE_FOR = {
     "avx512": "x86-64 Linux with AVX-512 (x86-64-v4)",
     "avx2": "x86-64 Linux with AVX2 and FMA (x86-64-v3)",
     "sse": "any x86-64 Linux",
+    "neoni8mm": "AArch64 Linux with i8mm (ARMv8.6)",
+    "neondot": "AArch64 Linux with dotprod (ARMv8.2)",
     "neon": "AArch64 Linux",
     "android-aarch64": "AArch64 Android",
     "armv7": "ARMv7-A Linux with NEON, hard float",

@@ -43,7 +43,8 @@ def choose(layer: Layer, y: NDArray[np.float32], method: Method) -> Range:
 def of_logits(y: NDArray[np.float32]) -> Range:
     """Returns the range of logits: all that was seen and `HEADROOM` above, as the largest must stay the largest.
 
-    The zero point is above 0: of logits that are never negative OpenVINO gets the scale wrong by the last bit.
+    The zero point is 2 at the least: of logits that are hardly ever negative OpenVINO gets the scale wrong by the last
+    bit.
     """
     low, high = min(float(y.min()), 0.0), max(float(y.max()), 0.0)
     scale, zero = _range(low, high + HEADROOM * (high - low))

@@ -213,21 +213,22 @@ def refuse_output(folder: Path) -> None:
     """Raises where no model is to be made in a folder: before the work that makes it, which `save` comes after.
 
     Raises:
-        UsageError: names the photo or the folder in it; it is a folder of photos.
+        UsageError: it is a file, or a folder of photos; names the photo or the folder in it.
         ModelError: names the file that no model of ours put there.
     """
     from ..data.layouts import EXTENSIONS  # reading a model needs none of it
 
     if not os.path.lexists(folder):
         return
+    if not folder.is_dir():
+        raise UsageError(f"output: {shown(folder)} is no folder; name one, to be made")
     _refuse_other_files(folder)
     if os.path.lexists(folder / CONFIG):
         return
     for path in sorted(folder.iterdir()):
         if not path.name.startswith(".") and (path.is_dir() or path.suffix.lower() in EXTENSIONS):
             raise UsageError(
-                f"output: {shown(folder)} holds '{shown(path.name)}' and no model; choose another folder, or a new one "
-                "in it"
+                f"output: {shown(folder)} holds '{shown(path.name)}' and no model; choose a folder of its own"
             )
 
 
