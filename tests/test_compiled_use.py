@@ -83,6 +83,9 @@ def test_numpy_runs_where_nothing_is_compiled_or_it_is_asked_for(monkeypatch: py
     assert isinstance(runner(model), Engine)
     with pytest.raises(UsageError, match="nothing is compiled for Plan9"):
         model.compile()
+    monkeypatch.setenv(targets.ENVIRONMENT, "avx2")
+    with pytest.raises(UsageError, match="MOBILENET_TARGET: avx2 does not run here; this machine runs none of them"):
+        runner(model)
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,20 @@ def test_feature_maps_come_back_as_floats(pooling: Pooling | None, rescale: Resc
     check(random_int8_model(network, 1, rescale), 2, TESTED[0], 2)
 
 
+@pytest.mark.parametrize("name", [target.name for target in runnable()])
+def test_pixels_beyond_the_bytes_are_the_nearest_byte(name: str) -> None:
+    """Of floats; what is no number is 0. A feature map, as all of its outputs depend on the pixels."""
+    model = random_int8_model(v1(0.25, 32, 3, include_top=False, downsampling=2), 1, "full")
+    pixels = random_bytes(model.network, 1)
+    expected = integer.forward(model.network, model.tensors, pixels)
+    pixels[0, ::2, ::4] = [[0], [0], [0], [0], [255], [255], [255], [255]]
+    given = pixels.astype(np.float32)
+    given[0, ::2, ::4] = np.array([-np.inf, -3e9, -7, np.nan, 300, 4e6, 3e9, np.inf])[:, None]
+    nearest = integer.forward(model.network, model.tensors, pixels)
+    assert (nearest != expected).mean() > 0.5
+    np.testing.assert_array_equal(NativeEngine(model, 1, target=name)(given), nearest)
+
+
 def test_the_twin_of_v2_adds_its_shortcuts(target: Target) -> None:
     """Its convolutions have weights of nine bits and inputs with channels that only fill vectors up."""
     if target not in (TESTED[0], TARGETS["avx2"], TESTED[-1]) and not DEEP:

@@ -93,8 +93,8 @@ class Runner(ABC):
 
 
 def runner(model: "Model", threads: int | None = None) -> Runner:
-    """Returns a model's compiled engine; the numpy one where nothing is compiled for this machine, or where the
-    environment variable `MOBILENET_TARGET` is "numpy".
+    """Returns a model's compiled engine; the numpy one where the environment variable `MOBILENET_TARGET` is "numpy", or
+    where nothing is compiled for this machine and the variable asks for nothing.
 
     Raises:
         UsageError: names `threads` or `MOBILENET_TARGET`, its value and the rule.
@@ -102,7 +102,8 @@ def runner(model: "Model", threads: int | None = None) -> Runner:
     """  # fmt: skip
     from .compiler import targets
 
-    if os.environ.get(targets.ENVIRONMENT) == "numpy" or not targets.runnable():
+    asked = os.environ.get(targets.ENVIRONMENT)
+    if asked == "numpy" or not (asked or targets.runnable()):
         from .engine import Engine
 
         return Engine(model, threads)

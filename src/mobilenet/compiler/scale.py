@@ -47,8 +47,8 @@ class Scale(Kernel):
                     scale = code.parameters.at(x).load(aligned=False)
                     shift = code.parameters.at(code.sum(x, self.length)).load(aligned=False)
                     value = code.fma(value, scale, shift)
-                if self.writes == "u8":
-                    value = code.rounded(value)
+                if self.writes == "u8":  # infinity too is the largest byte
+                    value = code.rounded(code.minimum(value, code.constant(255)))
                 out.at(y, x).store(value, aligned=False)
 
             code.tiles(0, self.length, code.lanes, vector)
