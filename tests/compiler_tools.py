@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from arm_linux import QEMU, ArmLinux
+from members import DEEP
 from mobilenet import reference
 from mobilenet.arch import Conventions, Layer, Shape
 from mobilenet.compiler import native
@@ -55,7 +56,8 @@ def machines() -> list[Machine]:
     """Returns those that run here, or emulated, and differ in the code that is made for floats."""
     tested = (*runnable(), *EMULATED)
     found = [Machine(target, "f32") for target in tested if not target.words]
-    return found + [Machine(t, "bf16") for t in tested if "bf16" in t.words or t.name in ("avx2", "neon")]
+    without = ("avx2", "neon", "avx512", "sse") if DEEP else ("avx2", "neon")  # instructions for bfloat16
+    return found + [Machine(t, "bf16") for t in tested if "bf16" in t.words or t.name in without]
 
 
 EPSILON = float(np.finfo(np.float32).eps)
