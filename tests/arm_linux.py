@@ -41,6 +41,13 @@ class ArmLinux:
         )
         return found
 
+    def write(self, address: int, data: bytes) -> None:
+        """Writes bytes to memory that was mapped."""
+        for n, (start, old, access) in enumerate(self._memory):
+            if start <= address < start + len(old):
+                at = address - start
+                self._memory[n] = start, old[:at] + data + old[at + len(data) :], access
+
     def call(self, address: int, *arguments: int) -> None:
         """Calls a function; fails where it touches memory that it was not given."""
         written = [(start, data) for start, data, access in self._memory if "w" in access]

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from arm_linux import QEMU, ArmLinux
+from members import DEEP
 from mobilenet import reference
 from mobilenet.arch import Conventions, Layer, Shape
 from mobilenet.compiler import native
@@ -55,7 +56,8 @@ def machines() -> list[Machine]:
     """Returns those that run here, or emulated, and differ in the code that is made for floats."""
     tested = (*runnable(), *EMULATED)
     found = [Machine(target, "f32") for target in tested if not target.words]
-    return found + [Machine(t, "bf16") for t in tested if "bf16" in t.words or t.name in ("avx2", "neon")]
+    without = ("avx2", "neon", "avx512", "sse") if DEEP else ("avx2", "neon")  # instructions for bfloat16
+    return found + [Machine(t, "bf16") for t in tested if "bf16" in t.words or t.name in without]
 
 
 EPSILON = float(np.finfo(np.float32).eps)
@@ -64,15 +66,19 @@ _PAGE = mmap.PAGESIZE
 _kept: list[mmap.mmap] = []
 
 
+def protect(memory: mmap.mmap, offset: int) -> None:
+    """Lets no program read or write a page of memory."""
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + offset
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(start), ctypes.c_size_t(_PAGE), 0) == 0
+
+
 def guarded(size: int) -> np.ndarray:
     """Returns zeros of `size` bytes with a page on both sides that no program can read or write."""
     pages = -(-size // _PAGE)
     memory = mmap.mmap(-1, (pages + 2) * _PAGE)
     _kept.append(memory)
-    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    libc = ctypes.CDLL(None, use_errno=True)
     for page in (0, pages + 1):
-        assert libc.mprotect(ctypes.c_void_p(start + page * _PAGE), ctypes.c_size_t(_PAGE), 0) == 0
+        protect(memory, page * _PAGE)
     offset = (1 + pages) * _PAGE - size
     return np.frombuffer(memory, np.uint8, size, offset)
 

@@ -5,11 +5,14 @@ import re
 import subprocess
 import sys
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 import mobilenet
+from mobilenet.compiler.plan import KINDS
+from mobilenet.compiler.targets import DEVICES, TARGETS, Target
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "mobilenet"
@@ -101,6 +104,55 @@ def test_no_layer_names_outside_arch() -> None:
     made = re.compile(r"""f["'](block\{|.*\.(depthwise|pointwise|expand|project)["'])""")
     users = {path.name for path in MODULES if made.search(path.read_text())}
     assert users <= {"arch.py", "notes.py"}, users
+
+
+# What kernels are made with; of these `matrices` writes matrix registers' instructions, and must name those.
+BESIDE_KERNELS = ("ending", "matrices", "matrix", "schedule", "stages")
+
+
+def kernel_modules() -> list[Path]:
+    """Returns the compiler's modules that define a kernel, and those that they are helped by."""
+    found = []
+    for path in (SOURCE / "compiler").glob("*.py"):
+        classes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)]
+        kernels = {kind.__name__ for kind in KINDS.values()} | {"Kernel"}
+        if path.stem in BESIDE_KERNELS or any(ast.unparse(base) in kernels for each in classes for base in each.bases):
+            found.append(path)
+    return sorted(found)
+
+
+def instruction_sets_named(source: str) -> list[str]:
+    """Returns what of a module's code, its texts but for docstrings included, depends on which target it is for.
+
+    A kernel may ask a target for its lanes and registers, and `kernel` for what follows from all else.
+    """
+    tree = ast.parse(source)
+    targets = [*TARGETS.values(), *DEVICES.values()]
+    names = {name for t in targets for name in (t.name, t.machine, *t.words)} - {"bf16"}  # also what numbers are
+    telling = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, sorted(names)))})(?!\w)")
+    told = {ast.get_docstring(node, clean=False) for node in ast.walk(tree)
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)}  # fmt: skip
+    asked = {field.name for field in fields(Target)} - {"lanes", "registers"}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value not in told:
+            found += telling.findall(node.value)
+        elif isinstance(node, ast.Attribute) and node.attr in asked and ast.unparse(node.value).endswith("target"):
+            found.append(ast.unparse(node))
+    return found
+
+
+@pytest.mark.parametrize("path", kernel_modules(), ids=lambda path: path.stem)
+def test_no_kernel_names_an_instruction_set(path: Path) -> None:
+    assert instruction_sets_named(path.read_text()) == []
+    assert "llvm." not in path.read_text() or path.stem == "matrices"  # what LLVM calls an instruction
+
+
+def test_the_kernels_are_looked_through() -> None:
+    names = {path.stem for path in kernel_modules()}
+    assert {kind.__module__.rpartition(".")[2] for kind in KINDS.values()} | {"machine", *BESIDE_KERNELS} == names
+    for code in ("code.target.machine", "'tiles' in target.words", "x = f'neon.{y}'", "x = 'riscv64'"):
+        assert instruction_sets_named(code)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(SOURCE).as_posix())

@@ -8,15 +8,16 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from compiler_tools import EMULATED, guarded_copy, guarded_floats, tape
+from compiler_tools import EMULATED, chain, conv, guarded_copy, guarded_floats, tape
 from int8_makers import random_bytes, random_int8, random_int8_model
 from members import DEEP, endless_members
 from mobilenet import integer
-from mobilenet.arch import SCALINGS, Network, Pooling, v1, v2
+from mobilenet.arch import SCALINGS, Network, Pooling, Shape, v1, v2
 from mobilenet.compiler import native, pack, store
 from mobilenet.compiler.build import assembly, build
 from mobilenet.compiler.conv import Conv
 from mobilenet.compiler.dense import Dense
+from mobilenet.compiler.depthwise import Depthwise
 from mobilenet.compiler.depthwise_bytes import DepthwiseBytes
 from mobilenet.compiler.ending import ROWS
 from mobilenet.compiler.lower import lower
@@ -138,6 +139,31 @@ def test_bits_are_the_same_however_they_are_computed(rescale: Rescale, network: 
         np.testing.assert_array_equal(engine(pixels), expected)
         np.testing.assert_array_equal(engine(pixels[:1]), expected[:1])
         np.testing.assert_array_equal(engine(pixels.astype(np.float32) + np.float32(0.25)), expected)
+
+
+def test_depthwise_layers_whose_rows_do_not_fit_in_a_word(target: Target) -> None:
+    """Of 5x5, which no member has: bytes are multiplied as floats."""
+    if target.machine == "aarch64" and target.words and not DEEP:
+        pytest.skip("as on neon")
+    number = TESTED.index(target)
+    layers = [conv("stem", "conv", Shape(33, 38, 3), 21, 3, 2, "same", activation="relu6")]
+    for stride in (1, 2):
+        layers.append(conv(f"{stride}", "depthwise", layers[-1].output, 21, 5, stride, "same", activation="relu6"))
+    network = chain(layers)
+    tensors = random_int8(network, number, rescale=RESCALES[number % len(RESCALES)])
+    plan = lower(network, target, precision="int8", integers=native.integers(network, tensors))
+    kinds = {type(kernel) for kernel in plan.kernels}
+    assert Depthwise in kinds
+    assert DepthwiseBytes not in kinds
+    scale, zero = (float(tensors[f"2.{part}"][0]) for part in ("scale", "zero"))
+    packed = pack.pack(plan, tensors, (0.0,), (1.0,))
+    run = tape(plan, *built(plan.kernels, target), packed, (scale, zero))
+    pixels = random_bytes(network, 2, number)
+    expected = integer.forward(network, tensors, pixels)
+    for image, wanted in zip(pixels, expected, strict=True):
+        out = np.full(wanted.shape, np.nan, np.float32)
+        run.play(guarded_copy(image), out)
+        np.testing.assert_array_equal(out, wanted)
 
 
 def test_one_packing_serves_every_schedule() -> None:

@@ -19,14 +19,17 @@ import pytest
 
 from arm_linux import QEMU, ArmLinux
 from members import random_members
-from mobilenet.arch import v1, v2
+from mobilenet.arch import Layer, Network, v1, v2
 from mobilenet.common import files
 from mobilenet.compiler import build, link, loader, native, schedule, store, targets
+from mobilenet.compiler.kernel import Kernel
 from mobilenet.compiler.lower import lower
 from mobilenet.compiler.matrix import tile_shape
 from mobilenet.compiler.memory import ALIGNMENT, Buffer, place
 from mobilenet.compiler.plan import Integers, Plan
 from mobilenet.compiler.pointwise import Pointwise
+from mobilenet.compiler.resample import Across, Down
+from mobilenet.compiler.scale import Scale
 from mobilenet.compiler.stages import stages
 from mobilenet.compiler.targets import TARGETS, choose
 from mobilenet.errors import MobileNetError, UsageError
@@ -181,6 +184,43 @@ def test_damaged_objects_are_refused() -> None:
     for size in (10, 50, len(whole) // 2):
         with pytest.raises(MobileNetError, match="the object file of f"):
             link.link([("f", whole[:size])])
+
+
+def shapes(network: Network) -> set[Layer]:
+    """Returns a network's layers as if they had no names and were in no block."""
+    return {replace(layer, name="", block=None, adds=layer.adds and "another") for layer in network.layers}
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_layers_of_one_shape_share_their_code(precision: str) -> None:
+    network = v2(1.0, 224)
+    for target in TARGETS.values():
+        plan = lower(network, target, precision=precision)
+        kernels = [kernel for kernel in plan.kernels if not isinstance(kernel, Scale)]
+        assert len(kernels) == len(shapes(network)) == 32
+        assert {step.layer for step in plan.parts[0] if step} == {layer.name for layer in network.layers}  # 54
+
+
+def test_each_distinct_kernel_is_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """For the plans of one thread and of several together."""
+    compiled: list[Kernel] = []
+    nothing = module("define void @kernel() { ret void }")
+
+    def compile_nothing(kernel: Kernel, target: targets.Target) -> bytes:
+        compiled.append(kernel)
+        return nothing
+
+    monkeypatch.setenv(store.ENVIRONMENT, str(tmp_path))
+    monkeypatch.setattr(build, "compile_kernel", compile_nothing)
+    monkeypatch.setattr(build, "processors", lambda: 1)  # all in this process
+    network, target = v2(1.0, 224), targets.runnable()[0]
+    code, _, _ = native._load(network, target, "f32", Integers(), True, 2)
+    plans = [lower(network, target, threads=threads) for threads in (1, 2)]
+    needed = {kernel for plan in plans for kernel in plan.kernels}
+    assert sum(len(plan.kernels) for plan in plans) > 1.5 * len(needed)
+    assert len(compiled) == len(set(compiled))
+    assert set(compiled) == needed | {Across(224), Down()}
+    assert {kernel.name for kernel in compiled} < set(code.address)
 
 
 def test_workers_give_the_same_code() -> None:

@@ -1,17 +1,21 @@
 """Photos resized by compiled code are bit by bit what Pillow makes of them, on every instruction set."""
 
 import random
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import photo_makers as make
-from compiler_tools import guarded, guarded_copy
+from compiler_tools import UNICORN, guarded, guarded_copy
 from mobilenet import photos
 from mobilenet.arch import v1
-from mobilenet.compiler import resample
+from mobilenet.compiler import resample, targets
 from mobilenet.compiler.build import build
+from mobilenet.compiler.driver import DRIVE
+from mobilenet.compiler.emulator import Emulator
 from mobilenet.compiler.loader import Code
 from mobilenet.compiler.native import NativeEngine
 from mobilenet.compiler.resample import LEAST, Across, Down, Resampler
@@ -64,6 +68,57 @@ def test_a_photo_is_resized_as_pillow_does(target: Target, size: tuple[int, int]
             clipped += int(((wanted == 0) | (wanted == 255)).sum())
     assert clipped > 1000
     assert 0 < down_first < 30  # Pillow has two orders of the passes
+
+
+class EmulatedResampler(Resampler):
+    """Its passes are made by an emulated processor, to which the arrays that they use are copied, and back."""
+
+    def __init__(self, target: Target, height: int, width: int) -> None:
+        across = Across(width)
+        image, functions = build((across, Down()), target, workers=1)
+        self.machine = Emulator(target)
+        code = self.machine.map(image, "rx")
+        self.drive = code + functions[DRIVE]
+        self.size, self._group, self._idle = (height, width), target.lanes // resample._STORED, []
+        self._across, self._down = (partial(self._pass, code + functions[repr(k)]) for k in (across, Down()))
+        self.arrays: list[np.ndarray] = []
+
+    def known(self, array: np.ndarray) -> np.ndarray:
+        self.arrays.append(array)
+        return array
+
+    def _pass(self, function: int, *arguments: int) -> None:
+        places = {}
+        for place in arguments[:4]:
+            (array,) = (a for a in self.arrays if a.ctypes.data <= place < a.ctypes.data + a.nbytes)
+            access = "rw" if place == arguments[0] else "r"
+            places[place] = self.machine.map(array.tobytes(), access) + place - array.ctypes.data, array
+        row = np.array([function, *(places[place][0] for place in arguments[:4]), *arguments[4:]], np.int64)
+        self.machine.call(self.drive, self.machine.map(row.tobytes(), "r"), 1)
+        begin, out = places[arguments[0]]
+        out[...] = np.frombuffer(self.machine.read(begin, out.nbytes), np.uint8).reshape(out.shape)
+
+
+@pytest.mark.skipif(not UNICORN, reason="needs unicorn")
+@pytest.mark.parametrize("size", [(32, 33), (40, 57)])
+def test_a_photo_is_resized_on_neon_as_pillow_does(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    resampler = EmulatedResampler(targets.TARGETS["neon"], *size)
+    table = resample._table
+
+    def known_table(*asked: Any) -> Any:
+        found = table(*asked)
+        resampler.arrays += found.arrays
+        return found
+
+    monkeypatch.setattr(resample, "_bytes", lambda size: resampler.known(np.zeros(size, np.uint8)))
+    monkeypatch.setattr(resample, "_table", known_table)
+    shapes = [(90, 70, (0, 0, 70, 90)), (300, 50, (3.5, 10.2, 47.1, 280)), (LEAST, 200, (0, 0, 200, LEAST)),
+              (33, 500, (20, 1, 333, 30.5))]  # fmt: skip
+    for seed, (height, width, box) in enumerate(shapes):
+        photo = noise(height, width, seed)
+        for interpolation in FILTERS:
+            resampler.arrays, resampler._idle = [photo], []
+            assert np.array_equal(resampler(photo, box, interpolation), by_pillow(photo, size, box, interpolation))
 
 
 def test_an_area_of_the_right_size_is_untouched() -> None:

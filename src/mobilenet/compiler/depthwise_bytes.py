@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..common.frozen import frozen
 from . import ending
 from .depthwise import Depthwise
-from .kernel import Words, four_order, in_word, pad
+from .kernel import Words, four_order, in_word, multiplies_bytes_together, pad
 from .targets import Target
 
 if TYPE_CHECKING:
@@ -159,7 +159,8 @@ def _highest(stride: int) -> int:
 
 def fits(kernel: Depthwise, target: Target) -> bool:
     """Whether a layer can be done this way; there is no use in it where bytes are multiplied one by one."""
-    return kernel.kernel == 3 and kernel.left <= kernel.kernel - kernel.stride and target.machine != "riscv64"
+    near = kernel.kernel == 3 and kernel.left <= kernel.kernel - kernel.stride
+    return near and multiplies_bytes_together(target)
 
 
 def of(kernel: Depthwise, target: Target, rows: int, *, nine: bool) -> DepthwiseBytes:

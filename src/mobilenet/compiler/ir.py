@@ -22,7 +22,7 @@ from llvmlite import ir  # type: ignore[import-untyped]
 
 from . import substitutes
 from .fixed import FixedPoint
-from .kernel import SIZES, byte_offset, four_order, in_word
+from .kernel import SIZES, byte_offset, four_order, in_word, multiplies_bytes_together
 from .matrices import Matrices
 from .targets import Target
 
@@ -160,7 +160,7 @@ class Code:
 
     def products_written_out(self, numbers: str) -> bool:
         """Whether a word's products are several instructions each already, so that there is no loop to be unrolled."""
-        return numbers == "u8" and self.target.machine == "riscv64"
+        return numbers == "u8" and not multiplies_bytes_together(self.target)
 
     def _dot_bf16(self, inputs: Value, weights: Value, sums: Value) -> Value:
         b = self.builder

@@ -26,6 +26,16 @@ def in_word(numbers: str, target: Target) -> int:
     )
 
 
+def multiplies_bytes_together(target: Target) -> bool:
+    """Whether a machine multiplies bytes several at a time, as they are or widened; else it does so one by one."""
+    return target.machine != "riscv64"
+
+
+def multiplies_matrices(numbers: str, target: Target) -> bool:
+    """Whether products of these numbers are made of whole matrices."""
+    return numbers != "f32" and "tiles" in target.words
+
+
 def byte_offset(target: Target) -> int:
     """Returns what is taken from each of four bytes before a machine multiplies them: 128 makes signed bytes of them,
     where it multiplies no others. Biases make up for it."""  # fmt: skip

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from ..common.frozen import frozen
-from .kernel import Floats, Kernel, in_word
+from .kernel import Floats, Kernel, in_word, multiplies_matrices
 from .native import load_code
 from .pack import aligned
 from .stages import STORED
@@ -74,11 +74,6 @@ class Peak(Kernel):
         for n in range(self.chains):
             code.matrices.store(n, code.out.shaped(_SIDE, 1, numbers="i32").at(_SIDE * n), _SIDE)
         code.matrices.give_up()
-
-
-def multiplies_matrices(numbers: str, target: Target) -> bool:
-    """Whether products of these numbers are made of whole matrices."""
-    return numbers != "f32" and "tiles" in target.words
 
 
 @frozen
