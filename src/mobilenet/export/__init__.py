@@ -66,7 +66,11 @@ FORMATS: dict[str, Format] = {
     "onnx": Format("ONNX Runtime, OpenVINO", (".onnx",), ("pixels", "softmax", "check"), "checked.write_onnx", _BOTH),
     "tflite": Format("LiteRT (TensorFlow Lite)", (".tflite",), ("softmax", "check"), "checked.write_tflite", _BOTH),
     "native": Format(
-        "C programs, browsers", (".o", ".so", ".wasm"), ("target", "symbol", "weights", "check"), "native.export", _BOTH
+        "C programs, browsers",
+        (".o", ".so", ".wasm"),
+        ("target", "symbol", "weights", "softmax", "check"),
+        "native.export",
+        _BOTH,
     ),
 }
 _LIBRARY = "library.write"
