@@ -62,8 +62,9 @@ class Softmax(Kernel):
 def exp(code: "Code", x: "Value") -> "Value":
     """Returns exp of floats up to 0, off by less than 2^-22 of it, or 2^-126; NaN of NaN.
 
-    x = power·ln(2) + r, |r| <= ln(2)/2, and exp(x) = 2^power · exp(r). Less the first part of power·ln(2), x is exact.
-    In units of 2^-24, of which 2^-22 is four, the second part explains 0.5, the series 2.1, the rest of it 0.1.
+    x = power·ln(2) + r with |r| <= ln(2)/2, and exp(x) = 2^power · exp(r). Less the first part of power·ln(2), x is
+    exact. In units of 2^-24, the second part explains 0.5, the series 2.1 and what follows it 0.1. Measured, of 400,000
+    numbers: 1.2, and 1.7 where products are rounded.
     """
     x = code.maximum(x, code.constant(_LEAST))
     power = code.rounded(code.multiply(x, code.constant(1 / log(2))))
