@@ -331,7 +331,7 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     # An option that is not given is not passed on: each format has its own.
     absent = argparse.SUPPRESS
     parser.add_argument("--pixels", action="store_true", default=absent, help="onnx: the input is the photo's uint8")
-    parser.add_argument("--softmax", action="store_true", default=absent, help="the outputs are probabilities, not logits")
+    parser.add_argument("--softmax", action="store_true", default=absent, help="the outputs are probabilities")
     parser.add_argument(
         "--no-check", dest="check", action="store_false", default=absent, help="don't run it in its own runtime"
     )
