@@ -21,13 +21,14 @@ from members import DEEP, random_members
 from mobilenet import reference
 from mobilenet.arch import SCALINGS, Network, v1
 from mobilenet.cli import main
-from mobilenet.compiler import build, targets
+from mobilenet.compiler import build, softmax, targets
 from mobilenet.compiler.emulator import Emulator
 from mobilenet.compiler.targets import DEVICES, TARGETS
 from mobilenet.cost import cost
 from mobilenet.errors import GateError, MobileNetError, UsageError
 from mobilenet.export import native, native_run, wasm
 from mobilenet.export.c_header import header, quoted
+from mobilenet.export.checked import through_softmax
 from mobilenet.export.native import ExportedCode, export
 from mobilenet.model import Model, create
 from small_members import random_tensors
@@ -181,6 +182,46 @@ def test_literals_are_plain() -> None:
     assert "#define FLOWERS_OUTPUT_FLOATS 3\n" in text
 
 
+# ----------------------------------------------------------------------------------------------------------- softmax
+
+
+@pytest.mark.parametrize("target", ["host", "riscv64", "wasm"])
+def test_probabilities(target: str, tmp_path: Path, folder_of: Callable[[str], Path]) -> None:
+    found = mobilenet.export(small(), tmp_path / ("m.wasm" if target == "wasm" else "m.o"), target=target, softmax=True)
+    assert (found.difference is not None) == can_run(target)
+    said = "the probability of each class"
+    for folder, name, is_said in ((tmp_path, "m", True), (folder_of(target), "model", False)):
+        text = (folder / name).with_suffix(".mjs" if target == "wasm" else ".h").read_text()
+        assert (said in text, "the logit of each class" in text) == (is_said, not is_said)
+
+
+@needs_zig
+@pytest.mark.parametrize("where", ["sse", "mps2-an386"])
+def test_probabilities_in_a_c_program(where: str, tmp_path: Path) -> None:
+    model, pixels = small(), pixels_of(small())
+    mobilenet.export(model, tmp_path / "model.o", target="cortex-m" if where in BOARDS else where, softmax=True)
+    if where in BOARDS:
+        found = run_on_board(where, tmp_path, tmp_path, pixels)
+    else:
+        found = run_on_linux(where, tmp_path, tmp_path / "run", pixels)
+    logits = reference.forward(model.network, model.tensors, pixels[None])
+    expected, allowed = through_softmax(
+        logits, reference.tolerance(model.network, model.tensors, pixels[None], EPSILON) + EPSILON * np.abs(logits)
+    )
+    assert allowed.max() < 1e-3
+    assert (np.abs(found - expected[0]) <= allowed[0]).all()
+
+
+def test_an_exp_that_is_a_little_off_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(softmax, "_DEGREE", 2)
+    with pytest.raises(GateError, match=r"away from the reference at output \d of test image 0; rounding explains"):
+        export(small(), tmp_path / "m", softmax=True)
+    monkeypatch.setattr(softmax, "_LN2", (np.nan, 0))
+    with pytest.raises(GateError, match="is nan away from the reference at output 0 of test image 0"):
+        export(small(), tmp_path / "m", softmax=True)
+    assert not list(tmp_path.iterdir())
+
+
 # ---------------------------------------------------------------------------------------------------------- refusals
 
 
@@ -318,4 +359,6 @@ def test_the_command(
     assert main(command) == 0
     assert "for Cortex-M4F" in capsys.readouterr().out
     assert "void mobilenet_run(" in (tmp_path / "m.h").read_text()
+    assert main([*command, "--softmax", "--no-check"]) == 0
+    assert "Output: 3 floats, the probability of each class." in (tmp_path / "m.h").read_text()
     assert main([*command, "--target", "z80"]) == 2

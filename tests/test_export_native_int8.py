@@ -86,6 +86,17 @@ def test_models_that_compute_as_tflite_does(target: str, rescale: Rescale, tmp_p
     assert ("bit by bit" in found.checked) == (NODE if target == "wasm" else UNICORN or target in ("host", "sse"))
 
 
+@pytest.mark.parametrize("target", NAMES if DEEP else ["sse", "cortex-m"])
+@pytest.mark.parametrize("rescale", ["fixed", "full"] if DEEP else ["full"])
+def test_probabilities(target: str, rescale: Rescale, tmp_path: Path) -> None:
+    """Logits are the same bits, so only the roundings of exp, its argument and the sum remain."""
+    model = random_int8_model(v1(0.1, 32, 9), 3, rescale)
+    found = mobilenet.export(model, tmp_path / "model", "native", target=target, softmax=True)
+    if found.difference is None:
+        pytest.skip("what runs it is not installed")
+    assert 0 < found.difference < 1e-6
+
+
 @needs_zig
 @pytest.mark.parametrize("target", LINUX if DEEP else ["sse", "aarch64", "riscv64"])
 def test_linked_into_a_c_program(target: str, tmp_path: Path, folder_of: Callable[..., Path]) -> None:

@@ -114,6 +114,10 @@ class Code:
         """Returns x·y."""
         return self.builder.fmul(x, y)
 
+    def divide(self, x: Value, y: Value) -> Value:
+        """Returns x / y."""
+        return self.builder.fdiv(x, y)
+
     def maximum(self, x: Value, low: Value) -> Value:
         """Returns the larger; NaN where x is NaN, as numpy does."""
         return self.builder.select(self.builder.fcmp_ordered("<", x, low), low, x)
@@ -205,6 +209,10 @@ class Code:
     def bits(self, x: Value) -> Value:
         """Returns the words that were loaded as floats."""
         return self.builder.bitcast(x, self._words)
+
+    def from_bits(self, words: Value) -> Value:
+        """Returns the floats that have these bits."""
+        return self.builder.bitcast(words, self._vector)
 
     def rounded(self, x: Value) -> Value:
         """Returns floats as whole numbers, rounded to the nearest, to the even one of two.

@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from ..arch import Layer, Network, Shape
+from ..errors import UsageError
 from . import dense, depthwise, depthwise_bytes, matrix, tiled
 from .conv import Conv
 from .dense import Dense
@@ -17,6 +18,7 @@ from .pool import Pool
 from .scale import Scale
 from .schedule import Call, Group, groups
 from .shortcut import Shortcut
+from .softmax import Softmax
 from .stages import STORED, Stage, alignment, input_channels, stages
 from .targets import Target
 from .tiled import Tiled, TiledConv
@@ -31,6 +33,7 @@ def lower(
     fuse: bool = True,
     threads: int = 1,
     cache: int | None = None,
+    softmax: bool = False,
 ) -> Plan:
     """Returns the plan of a network for one image on so many threads; `fuse` False computes stage by stage.
 
@@ -38,8 +41,14 @@ def lower(
         precision: "f32", "bf16" (activations and the weights of products of matrices), or "int8".
         integers: with int8, what the code depends on.
         cache: bytes that may be kept between the layers of a fused block, None for what suits a server.
+        softmax: whether the plan ends with probabilities, not logits.
+
+    Raises:
+        UsageError: a softmax is asked for, and the network has no classifier.
     """
-    return _Lowering(network, target, precision, integers or Integers(), fuse, threads, cache).plan()
+    if softmax and network.layers[-1].kind != "dense":
+        raise UsageError(f"softmax: {network} has no classifier, whose logits it needs; leave it out")
+    return _Lowering(network, target, precision, integers or Integers(), fuse, threads, cache, softmax).plan()
 
 
 class _Lowering:
@@ -52,9 +61,10 @@ class _Lowering:
         fuse: bool,
         threads: int,
         cache: int | None,
+        softmax: bool,
     ) -> None:
         self.network, self.target, self.lanes, self.threads = network, target, target.lanes, threads
-        self.precision, self.integers = precision, integers
+        self.precision, self.integers, self.softmax = precision, integers, softmax
         self.unit = alignment(target, precision)
         self.stages = stages(network, target, precision)
         self.by_name = {stage.name: stage for stage in self.stages}
@@ -90,6 +100,9 @@ class _Lowering:
                 part += steps
                 part += [None] * (self.threads > 1)
             before = group.stages[-1]
+        if self.softmax:
+            parts[0].append(self._probabilities())
+            parts = [[*part, *[None] * (self.threads > 1)] for part in parts]
         used = {step.kernel.name: step.kernel for part in parts for step in part if step}
         distinct = {kernel.name: kernel for k in used.values() for kernel in (k, for_floats(k))}
         last = self.network.layers[-1].output
@@ -111,7 +124,7 @@ class _Lowering:
             self.arena,
             tuple(fills),
             tuple((self.offsets[b.name], b.bytes) for b in self.buffers if (b.first, b.last) == (0, len(self.groups))),
-            self.offsets[self.stages[-1].name],
+            self.offsets[_SOFTMAX if self.softmax else self.stages[-1].name],
             Shape(last.height, last.width, whole(last.channels, self.unit)),
             self.stages[-1].numbers,
         )
@@ -202,6 +215,8 @@ class _Lowering:
                 lifetime = (0, end) if stage.scales else (number, last_use[stage.name])  # its zeros are never rewritten
                 for part in range(len(group.parts) if stage is not group.stages[-1] else 1):
                     buffers.append(Buffer(_buffer(stage, part), size, *lifetime))
+        if self.softmax:
+            buffers.append(Buffer(_SOFTMAX, self.stages[-1].bytes, end, end))
         return buffers
 
     def _row(self, stage: Stage, ring: int, row: int, part: int = 0) -> Place:
@@ -263,6 +278,15 @@ class _Lowering:
             out = Place("arena", out.offset - begin * stage.bytes)
         parameters = Place("weights", self.packed[stage.name][1] if stage.name in self.packed else 0)
         return Step(layer.name, kernel, out, source, parameters, extra, begin, end)
+
+    def _probabilities(self) -> Step:
+        """Returns the step that comes last where probabilities are asked for."""
+        layer, unused = self.network.layers[-1], Place("weights", 0)
+        logits, out = (Place("arena", self.offsets[name]) for name in (layer.name, _SOFTMAX))
+        return Step(layer.name, Softmax(layer.output.channels), out, logits, unused, unused, 0, 1)
+
+
+_SOFTMAX = ":softmax"  # a buffer's name that no layer has
 
 
 def _zeros(pattern: tuple[int, ...]) -> str:

@@ -16,6 +16,7 @@ from .pool import Pool
 from .resample import Across, Down
 from .scale import Scale
 from .shortcut import Shortcut
+from .softmax import Softmax
 from .targets import Target
 from .tiled import Tiled, TiledConv
 
@@ -32,6 +33,7 @@ KINDS: dict[str, type[Kernel]] = {
         Pool,
         Scale,
         Shortcut,
+        Softmax,
         Tiled,
         TiledConv,
     )
@@ -96,7 +98,7 @@ class Plan:
         weights, arena: bytes of the parameters and of all activations; the arena is zeros at first, but for the fills.
         fills: what is not.
         zeroed: the parts of the arena, offset and bytes, that must be zeros or fills before each image.
-        result: where in the arena the last layer's output is.
+        result: where in the arena the last layer's output is, or its softmax.
         stored: its shape there, channels in whole vectors.
         numbers: what it is there.
     """
@@ -114,6 +116,11 @@ class Plan:
     result: int
     stored: Shape
     numbers: str
+
+    @property
+    def probabilities(self) -> bool:
+        """Whether the output is the softmax of the logits."""
+        return any(isinstance(kernel, Softmax) for kernel in self.kernels)
 
     def kept(self) -> dict[str, Any]:
         """Returns the plan without its network and target as plain data, from which `restored` makes it again."""

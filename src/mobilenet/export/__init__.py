@@ -66,7 +66,11 @@ FORMATS: dict[str, Format] = {
     "onnx": Format("ONNX Runtime, OpenVINO", (".onnx",), ("pixels", "softmax", "check"), "checked.write_onnx", _BOTH),
     "tflite": Format("LiteRT (TensorFlow Lite)", (".tflite",), ("softmax", "check"), "checked.write_tflite", _BOTH),
     "native": Format(
-        "C programs, browsers", (".o", ".so", ".wasm"), ("target", "symbol", "weights", "check"), "native.export", _BOTH
+        "C programs, browsers",
+        (".o", ".so", ".wasm"),
+        ("target", "symbol", "weights", "softmax", "check"),
+        "native.export",
+        _BOTH,
     ),
 }
 _LIBRARY = "library.write"
@@ -81,8 +85,9 @@ def export(model: Model, path: str | os.PathLike[str], format: str | None = None
         format: a key of `FORMATS`; None to tell it from the path's ending, which those of libraries do not have.
         options: `pixels` (onnx): the input is the photo's uint8 [N, height, width, channels], scaled in the graph;
             an int8 model's is uint8 anyway, and without `pixels` [N, channels, height, width]; `softmax`: the outputs
-            are probabilities; `check=False` leaves out running the file; `target` (native): one of `native.NAMES`;
-            `symbol` (native): with which the C names begin; `weights` (native): "inside" the code or "beside" it.
+            are probabilities (native: only of models with a classifier); `check=False` leaves out running the file;
+            `target` (native): one of `native.NAMES`; `symbol` (native): with which the C names begin; `weights`
+            (native): "inside" the code or "beside" it.
 
     Raises:
         UsageError: names the format or option that is unknown.

@@ -28,7 +28,7 @@ def header(model: Model, plan: Plan, symbol: str, made_for: str, beside: bool = 
 
    Input: {height} rows from the top, each of {width} pixels, each of {channels} bytes{colours(channels)}, 0 to 255.
    From a photo: {way(model.preprocessing)}. Scaling to the network's numbers is part of the function.
-   Output: {outputs} floats, {meaning(model)}.
+   Output: {outputs} floats, {meaning(model, plan)}.
    Scratch: memory for the run alone, of any content, aligned to {ALIGNMENT} bytes.{weights}
    The function allocates nothing, calls nothing, keeps nothing: it may run in several threads at once, each with
    scratch memory of its own. */
@@ -78,8 +78,10 @@ def numbers(model: Model) -> str:
     return {"f32": "float32"}.get(model.precision, model.precision)
 
 
-def meaning(model: Model) -> str:
+def meaning(model: Model, plan: Plan) -> str:
     """Returns what the output is."""
+    if plan.probabilities:
+        return "the probability of each class"
     if model.network.include_top:
         return "the logit of each class: exp(x) over the sum of all exp(x) is its probability"
     shape = " x ".join(map(str, model.network.output))

@@ -120,7 +120,7 @@ def _compare(
     photo = _photo(model)
     expected, allowed = _expected(model, photo, exact)
     if probabilities and model.network.include_top:
-        expected, allowed = _softmax(expected, allowed)
+        expected, allowed = through_softmax(expected, allowed)
     found = run(photo)
     if found.shape != expected.shape:
         raise GateError(f"{who} gives outputs of shape {found.shape}, needed is {expected.shape}; nothing was written")
@@ -144,7 +144,7 @@ def _expected(model: Model, photo: NDArray[np.uint8], exact: bool) -> tuple[NDAr
     return expected, tolerance(model.network, model.tensors, photo, _EPSILON, scaling=scaling)
 
 
-def _softmax(logits: NDArray[Any], allowed: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+def through_softmax(logits: NDArray[Any], allowed: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Returns the probabilities, and how far those of logits within `allowed` may be from them."""
     found = softmax(logits)
     # Logits off by e change a probability by at most the factor exp(2e). Then there is the rounding of a logit's

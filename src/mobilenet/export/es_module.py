@@ -56,7 +56,7 @@ def loader(model: Model, plan: Plan, file: str, weights: str | None = None) -> s
 //
 // Pixels: Uint8Array of {height} rows from the top, each of {width} pixels, each of {channels} values{colours(channels)}, 0 to 255.
 // From a photo: {way(model.preprocessing)}. Scaling to the network's numbers is part of it.
-// Output: Float32Array of {output_floats(plan)}: {meaning(model)}.
+// Output: Float32Array of {output_floats(plan)}: {meaning(model, plan)}.
 
 export const height = {height}, width = {width}, channels = {channels};
 export const labels = {json.dumps(list(model.labels))};

@@ -7,9 +7,12 @@ system or a C library. The code is run, here or emulated, and compared with the 
 
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .. import integer, reference
 from ..common.checks import choice
@@ -26,7 +29,8 @@ from ..model import Model
 from ..weights import fold
 from . import Exported, es_module, wasm
 from .c_header import header
-from .native_run import Code, Photos, Runner, runner
+from .checked import through_softmax
+from .native_run import Code, Floats, Photos, Runner, runner
 from .shared_library import can_hold, shared_library
 
 # Tile registers are only for programs that have asked Linux for them, and what rounds floats to bfloat16 is not needed.
@@ -86,6 +90,7 @@ def export(
     target: str | None = None,
     symbol: str = "mobilenet",
     weights: str = "inside",
+    softmax: bool = False,
     check: bool = True,
 ) -> ExportedCode:
     """Writes a model as machine code: PATH.o, PATH.h and, for Linux of 64 bits and Android, PATH.so; or PATH.wasm and
@@ -96,10 +101,12 @@ def export(
         target: one of `NAMES`; None for "wasm" if the path ends so, or else "host".
         symbol: with which the C names begin: `mobilenet` for mobilenet_run.
         weights: "inside" the code, or "beside" it as PATH.weights, whose place in memory the function is told.
+        softmax: whether the outputs are probabilities, not logits.
         check: whether to run it before it is written.
 
     Raises:
-        UsageError: names the target, symbol or place of the weights and the rule.
+        UsageError: names the target, symbol or place of the weights and the rule; or there is no classifier to have a
+            softmax.
         GateError: the code was run and its outputs differ from the reference; nothing was written.
         MobileNetError: llvmlite is missing, or a file can't be written.
     """  # fmt: skip
@@ -107,7 +114,7 @@ def export(
     chosen = _target(target or ("wasm" if path.suffix == ".wasm" else "host"), model.precision)
     if not re.fullmatch("[a-z][a-z0-9_]{0,59}", symbol):
         raise UsageError(f"symbol: got {symbol[:80]!r}, needed small letters, digits and _, a letter first, at most 60")
-    plan, beside = _plan(model, chosen), weights == "beside"
+    plan, beside = _plan(model, chosen, softmax), weights == "beside"
     packed = _packed(model, plan)
     from ..compiler import build  # only here is LLVM needed
 
@@ -117,7 +124,7 @@ def export(
     checked, run = "not checked: it was not run", None
     if check:
         checked, run = runner(Code(chosen, plan, f"{symbol}_run", files, packed if beside else None))
-    difference = _check(model, run, checked) if run else None
+    difference = _check(model, run, checked, softmax) if run else None
     if difference is not None:
         found = f"at most {difference:.2g} from the reference" if difference else "bit by bit the reference's outputs"
         checked += f": {found}"
@@ -156,7 +163,7 @@ def _made_for(target: Target) -> str:
     return _MADE_FOR.get(target.name) or f"{target.machine} Linux with {target.name}"
 
 
-def _plan(model: Model, target: Target) -> Plan:
+def _plan(model: Model, target: Target, softmax: bool = False) -> Plan:
     """Returns the plan of one thread; where memory is scarce the one that needs the least."""
     facts = None
     little = target.name == "cortex-m"
@@ -165,8 +172,8 @@ def _plan(model: Model, target: Target) -> Plan:
         target = replace(target, compact=not target.words, registers=registers)
         facts = integers(model.network, model.tensors)
     caches = [1 << power for power in _LITTLE] if little else [None]
-    plans = [lower(model.network, target, precision=model.precision, integers=facts, cache=size) for size in caches]
-    return min(plans, key=lambda plan: plan.arena)
+    fixed = partial(lower, model.network, target, precision=model.precision, integers=facts, softmax=softmax)
+    return min((fixed(cache=size) for size in caches), key=lambda plan: plan.arena)
 
 
 def _packed(model: Model, plan: Plan) -> bytes:
@@ -177,32 +184,40 @@ def _packed(model: Model, plan: Plan) -> bytes:
 # ------------------------------------------------------------------------------------------------------------ check
 
 
-def _check(model: Model, run: Runner, how: str) -> float:
+def _check(model: Model, run: Runner, how: str, softmax: bool = False) -> float:
     """Returns the largest difference of the code's outputs from the reference.
 
     Raises:
-        GateError: it is more than float32's rounding explains; with int8, there is one.
+        GateError: it is more than float32's rounding explains; with int8's logits, there is one.
     """
+    expected: NDArray[Any]
+    allowed: NDArray[Any]
+    photos = _photos(model)
     if model.precision == "int8":
-        return _check_bits(model, run, how)
-    photos = _photos(model)[:1]
-    expected = reference.forward(model.network, model.tensors, photos, scaling=_scaling(model)).ravel()
-    allowed = reference.tolerance(model.network, model.tensors, photos, _EPSILON, scaling=_scaling(model)).ravel()
-    allowed += _EPSILON * np.abs(expected)
-    difference = np.abs(run(photos).ravel() - expected)
+        expected = integer.forward(model.network, model.tensors, photos)
+        if not softmax:
+            return _check_bits(expected.reshape(len(photos), -1), run(photos), how)
+        allowed = np.zeros(expected.shape)  # of the logits
+    else:
+        photos = photos[:1]
+        expected = reference.forward(model.network, model.tensors, photos, scaling=_scaling(model))
+        allowed = reference.tolerance(model.network, model.tensors, photos, _EPSILON, scaling=_scaling(model))
+        allowed += _EPSILON * np.abs(expected)
+    if softmax:
+        expected, allowed = through_softmax(expected, allowed)
+    found = run(photos)
+    expected, allowed = expected.reshape(found.shape), allowed.reshape(found.shape)
+    difference = np.abs(found - expected)
     if not (difference <= allowed).all():
-        worst = int(np.nanargmax(difference - allowed))
+        photo, output = np.unravel_index(np.argmax(difference - allowed), difference.shape)  # NaN is the largest
         raise GateError(
-            f"export: the code, {how}, is {difference[worst]:.3g} away from the reference at output {worst}; rounding "
-            f"explains {allowed[worst]:.3g}. Nothing was written"
+            f"export: the code, {how}, is {difference[photo, output]:.3g} away from the reference at output {output} "
+            f"of test image {photo}; rounding explains {allowed[photo, output]:.3g}. Nothing was written"
         )
     return float(difference.max())
 
 
-def _check_bits(model: Model, run: Runner, how: str) -> float:
-    photos = _photos(model)
-    expected = integer.forward(model.network, model.tensors, photos).reshape(len(photos), -1)
-    found = run(photos)
+def _check_bits(expected: Floats, found: Floats, how: str) -> float:
     if (wrong := np.argwhere(found != expected)).size:
         photo, output = wrong[0]
         raise GateError(
