@@ -209,6 +209,7 @@ def test_the_rest_of_the_plan_stays(target: str, threads: int) -> None:
     last = steps[0].pop()
     assert isinstance(last, Step)
     assert last.kernel == Softmax(1001)
+    assert last.kernel.parameters == 0
     assert [list(map(_what, part)) for part in steps] == [
         [_what(step) for step in part if step] for part in plain.parts
     ]
