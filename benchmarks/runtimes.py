@@ -4,9 +4,9 @@
     python benchmarks/runtimes.py MODEL... --photos FOLDER                       # int8: the same bits
     python benchmarks/runtimes.py MODEL... --photos FOLDER --float --count 10    # float32: within `reference.tolerance`
 
-A MODEL is a float32 model folder, or any file that `mobilenet.convert` reads. Prints the tables of docs/export.md. The
-runtimes' settings are their defaults, one thread; OpenVINO is told to compute in float32 what is not int8, as without
-it processors with bf16 or f16 use that.
+A MODEL is a float32 model folder, an int8 one, which is taken as it is, or any file that `mobilenet.convert` reads.
+Prints the tables of docs/export.md. The runtimes' settings are their defaults, one thread; OpenVINO is told to compute
+in float32 what is not int8, as without it processors with bf16 or f16 use that.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def rows(model: Model, rescale: str, seen: Array, compared: Array) -> list[str]:
         mean, std = (np.array(part, np.float32) for part in scaling)
         compared = ((compared - mean) / std).astype(np.float32)
     else:
-        made = model.quantize(seen, rescale=rescale)
+        made = model if model.precision == "int8" else model.quantize(seen, rescale=rescale)
         expected = integer.forward(made.network, made.tensors, compared)
         allowed = np.zeros_like(expected)
     step = float(np.abs(expected).max())
@@ -109,7 +109,8 @@ def main() -> None:
     for source in args.models:
         model = mobilenet.load(source) if source.is_dir() else mobilenet.convert(source)
         pixels = np.stack([photos.pixels(path, model.preprocessing) for path in paths])
-        for rescale in ("none",) if args.float else args.rescale:
+        given = (model.rescale,) if model.precision == "int8" else args.rescale
+        for rescale in ("none",) if args.float else given:
             print(
                 "\n".join(rows(model, rescale, pixels[: len(pixels) - args.count], pixels[-args.count :])), flush=True
             )
