@@ -161,7 +161,9 @@ def test_an_int8_model_is_not_made_in_its_photos(model: Path, photos: Path, caps
 @pytest.mark.parametrize(
     ("command", "code", "said"),
     [
-        ("demo -o {file}", 2, "{file}: is a file; name a folder"),
+        ("demo -o {file}", 2, "{file}: is no folder; name one"),
+        ("import {file} -o {file}/new", 2, "output: {file}/new can't be made: there is no folder {file}"),
+        ("export {model} -o {taken}.o --target sse", 1, "{taken}.h: can't be written: is a folder"),
         ("import {file} -o {file}", 2, "output: {file} is no folder"),
         (
             "quantize {model} --photos {file}s -o {file}8",
@@ -176,13 +178,19 @@ def test_mistakes_are_told(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, code: int, said: str
 ) -> None:
     (tmp_path / "file").write_text("x")
-    words = [word.format(model=model, file=tmp_path / "file") for word in command.split()]
+    names = {"file": tmp_path / "file", "taken": tmp_path / "taken"}
+    names["taken"].with_suffix(".h").mkdir()
+    words = [word.format(model=model, **names) for word in command.split()]
     found, out, err = run(capsys, *words)
     assert (found, out) == (code, "")
-    assert said.format(file=tmp_path / "file") in err
+    assert said.format(**names) in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "taken.h"]
 
 
-@pytest.mark.parametrize("argv", [("predict", ""), ("predict", "model", ""), ("train", "", "-o", "x")])
+@pytest.mark.parametrize(
+    "argv",
+    [("predict", ""), ("predict", "model", ""), ("train", "", "-o", "x"), ("import", "", "-o", "x")],
+)
 def test_an_empty_path_is_not_the_current_folder(argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, *argv, *([""] if len(argv) == 2 else []))
     assert code == 2

@@ -97,6 +97,7 @@ def played(plan: Plan, code: tuple[bytes, dict[str, int]], model: Model, pixels:
     return out
 
 
+@pytest.mark.skipif(not runnable(), reason="nothing is compiled for this machine")
 @pytest.mark.parametrize("number", range(NETWORKS))
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_no_kernel_leaves_its_buffers(precision: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:

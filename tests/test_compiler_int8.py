@@ -145,7 +145,7 @@ def test_depthwise_layers_whose_rows_do_not_fit_in_a_word(target: Target) -> Non
     """Of 5x5, which no member has: bytes are multiplied as floats."""
     if target.machine == "aarch64" and target.words and not DEEP:
         pytest.skip("as on neon")
-    number = TESTED.index(target)
+    number = list(TARGETS).index(target.name)
     layers = [conv("stem", "conv", Shape(33, 38, 3), 21, 3, 2, "same", activation="relu6")]
     for stride in (1, 2):
         layers.append(conv(f"{stride}", "depthwise", layers[-1].output, 21, 5, stride, "same", activation="relu6"))

@@ -42,6 +42,8 @@ class _Stderr(io.TextIOWrapper):
     def write(self, text: str) -> int:
         try:
             return super().write(text)
+        except BlockingIOError:  # full for now
+            return len(text)
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())  # what waits to be written goes there
             return len(text)

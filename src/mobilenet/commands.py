@@ -27,10 +27,14 @@ class Command(NamedTuple):
     run: Callable[[Arguments], int]
 
 
-def _path(text: str) -> Path:
+def _name(text: str) -> str:
     if not text:  # a shell variable that is not set; as a path it would be the current folder
         raise argparse.ArgumentTypeError("got an empty path, needed the name of a file or folder")
-    return Path(text)
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(_name(text))
 
 
 def _emit(args: Arguments, document: Any, text: str) -> None:
@@ -218,7 +222,7 @@ def _evaluate(args: Arguments) -> int:
 def _predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=_path, help="model folder")
     parser.add_argument(
-        "paths", nargs="+", type=_path, metavar="PATH", help="photos, folders, globs, @list.txt, or - for stdin"
+        "paths", nargs="+", type=_name, metavar="PATH", help="photos, folders, globs, @list.txt, or - for stdin"
     )
     parser.add_argument("--top", type=int, default=5, help="labels a photo (default 5)")
     parser.add_argument("--format", choices=("table", "jsonl", "csv"), help="default table")
@@ -246,7 +250,9 @@ def _import_arguments(parser: argparse.ArgumentParser) -> None:
     from .arch import SCALINGS
     from .training.settings import sides
 
-    parser.add_argument("source", help="file or folder of another program, or the name of published weights")
+    parser.add_argument(
+        "source", type=_name, help="file or folder of another program, or the name of published weights"
+    )
     parser.add_argument("-o", "--output", type=_path, required=True, help="model folder to make")
     parser.add_argument("--resolution", type=sides, metavar="N|HxW", help="input size (default its own, or 224)")
     parser.add_argument("--labels", type=_path, metavar="TXT", help="text file with a label a line")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .common.files import shown
 from .errors import DataError, UsageError
 
 TILE = 8  # side of a digit in digits.png, in pixels
@@ -42,7 +43,7 @@ def demo(output: Path) -> tuple[dict[str, Any], str]:
 
     Raises:
         DataError: `output` holds something that is not the demo's.
-        UsageError: `output` is a file.
+        UsageError: `output` is there and no folder.
     """
     from .common.progress import counter
     from .cost import cost
@@ -54,7 +55,7 @@ def demo(output: Path) -> tuple[dict[str, Any], str]:
 
     photos, model_folder, report = output / "photos", output / "model", output / "report.html"
     if os.path.lexists(output) and not output.is_dir():
-        raise UsageError(f"{output}: is a file; name a folder, to be made")
+        raise UsageError(f"{shown(output)}: is no folder; name one, to be made")
     if _others(output, {"photos", "model", "report.html"}) or _others(photos, {"train", "test"}):
         raise DataError(f"{output}: holds something else than the demo; give another folder with --output")
     count = write_photos(photos)
@@ -62,8 +63,8 @@ def demo(output: Path) -> tuple[dict[str, Any], str]:
     model = load(model_folder)
     found = evaluate(model, photos, split="test", progress=counter("evaluating"))
     write_report(report, model, found, model_folder)
-    shown = sorted((photos / "test").glob("*/*.png"))[::75]
-    labelled = zip(shown, model.predict(list(shown)), strict=True)
+    some = sorted((photos / "test").glob("*/*.png"))[::75]
+    labelled = zip(some, model.predict(list(some)), strict=True)
     costs = cost(model.network)
     lines = [
         f"{count} photos of handwritten digits",

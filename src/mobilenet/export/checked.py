@@ -17,7 +17,7 @@ from .. import integer
 from ..common.files import shown, write_atomic
 from ..errors import GateError, MobileNetError
 from ..model import Model
-from ..reference import ROUNDINGS, SIGMAS, forward, softmax, tolerance
+from ..reference import ROUNDINGS, forward, softmax, tolerance
 from ..storage.folder import check_tensors
 from . import Exported, int8
 
@@ -148,8 +148,8 @@ def through_softmax(logits: NDArray[Any], allowed: NDArray[Any]) -> tuple[NDArra
     """Returns the probabilities, and how far those of logits within `allowed` may be from them."""
     found = softmax(logits)
     # Logits off by e change a probability by at most the factor exp(2e). Then there is the rounding of a logit's
-    # distance to the largest, of exp, and of the sum of all.
-    rounding = np.ptp(logits) + SIGMAS * np.sqrt(logits.shape[-1]) + ROUNDINGS
+    # distance to the largest, of exp, and of the sum of all, whose terms may be so alike that all roundings are.
+    rounding = np.ptp(logits) + logits.shape[-1] / 2 + ROUNDINGS
     return found, found * np.expm1(2 * allowed.max() + rounding * _EPSILON) + np.finfo(np.float32).tiny
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .. import integer, reference
 from ..common.checks import choice
-from ..common.files import write_atomic
+from ..common.files import check_target, write_atomic
 from ..common.text import bytes_text
 from ..compiler import link
 from ..compiler.lower import lower
@@ -121,6 +121,8 @@ def export(
     data = build.program(plan, None if beside else packed, f"{symbol}_run", last_scale(model))
     files = _files(model, plan, data, path.with_suffix(""), symbol, beside)
     files |= {f"{path.with_suffix('')}.weights": packed} if beside else {}
+    for name in files:
+        check_target(Path(name))
     checked, run = "not checked: it was not run", None
     if check:
         checked, run = runner(Code(chosen, plan, f"{symbol}_run", files, packed if beside else None))

@@ -102,10 +102,10 @@ def quantize(
 def _pixels(model: Model, images: Any, count: int) -> tuple[NDArray[np.uint8], tuple[Path, ...]]:
     """Returns `count` images as the network's input, evenly taken, and the paths of those that are files."""
     if isinstance(images, str | Path):
-        if not os.path.exists(images):
-            raise DataError(f"{shown(images)}: no such folder; give one with a few dozen photos, at any depth")
         data = labelled(model, images)
         paths = [data.path(photo) for photo in data.of("train")] if data else list(photo_paths([images]))
+        if paths == [Path(images)] and not os.path.lexists(images):
+            raise DataError(f"{shown(images)}: no such folder; give one with a few dozen photos, at any depth")
         if paths == [Path(images)] and os.path.isdir(images):
             raise DataError(f"{shown(images)}: no photo in this folder can be read; give one with a few dozen, at any "
                             f"depth, like those that the model will see ({', '.join(sorted(EXTENSIONS))})")  # fmt: skip

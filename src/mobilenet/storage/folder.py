@@ -219,6 +219,10 @@ def refuse_output(folder: Path) -> None:
     from ..data.layouts import EXTENSIONS  # reading a model needs none of it
 
     if not os.path.lexists(folder):
+        above = next(parent for parent in Path(os.path.abspath(folder)).parents if os.path.lexists(parent))
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            why = "nothing may be written into" if above.is_dir() else "there is no folder"
+            raise UsageError(f"output: {shown(folder)} can't be made: {why} {shown(above)}; choose another folder")
         return
     if not folder.is_dir():
         raise UsageError(f"output: {shown(folder)} is no folder; name one, to be made")
