@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import stat
 import struct
@@ -21,7 +22,7 @@ from arm_linux import QEMU, ArmLinux
 from members import random_members
 from mobilenet.arch import Layer, Network, v1, v2
 from mobilenet.common import files
-from mobilenet.compiler import build, link, loader, native, schedule, store, targets
+from mobilenet.compiler import build, link, loader, matrix, native, schedule, store, targets
 from mobilenet.compiler.kernel import Kernel
 from mobilenet.compiler.lower import lower
 from mobilenet.compiler.matrix import tile_shape
@@ -84,11 +85,28 @@ def test_an_arm_processor_gets_the_best_it_has(monkeypatch: pytest.MonkeyPatch) 
 def test_a_tile_fits_in_the_registers(target: targets.Target) -> None:
     for pixels in (1, 2, 7, 49, 12544):
         for vectors in (1, 2, 3, 6, 20):
-            high, wide = tile_shape(target, pixels, (pixels,), vectors, 96)
-            assert 1 <= high <= pixels
-            assert 1 <= wide <= vectors
-            assert high * wide + wide + 1 <= target.registers
-    assert tile_shape(TARGETS["avx512"], 196, (196,), 24, 64)[0] > 6
+            for numbers in ("f32", "bf16", "u8"):
+                high, wide = tile_shape(target, numbers, pixels, (pixels,), vectors, 96)
+                assert 1 <= high <= pixels
+                assert 1 <= wide <= vectors
+                assert high * wide + wide + 1 <= target.registers
+
+
+def test_of_tiles_that_are_as_fast_alone_the_one_with_the_fewest_instructions_is_taken() -> None:
+    """14 x 2, 7 x 4 and 6 x 4 multiply and add twice a cycle; an input is an instruction, and so is a weight."""
+    assert tile_shape(TARGETS["avx512"], "f32", 196, (196,), 32, 512) == (6, 4)
+    assert tile_shape(TARGETS["avx2"], "f32", 196, (196,), 66, 512) == (4, 3)
+    high, wide = tile_shape(TARGETS["avx512"], "f32", 3136, (3136,), 2, 96)
+    assert wide == 1, "read by the multiply-add an input is no instruction"
+    assert high > 24
+    assert tile_shape(TARGETS["avx512"], "f32", 112, (112,), 2, 27, overlap=True)[1] == 2
+
+
+def test_a_multiply_add_that_reads_its_input_is_one_instruction() -> None:
+    kernel = Pointwise("f32", 96, 96, 16, 1, "linear", False, False, 28, 1, 0)
+    found = re.findall(r"vfmadd\w+\s+\S*\((.*?)\)\{1to16\}", build.assembly(kernel, TARGETS["avx512"]))
+    assert len(found) >= 28 * matrix.UNROLL
+    assert not [place for place in found if "," in place]  # a base and an index
 
 
 # ------------------------------------------------------------------------------------------- schedule and memory
@@ -217,7 +235,7 @@ def test_each_distinct_kernel_is_compiled_once(monkeypatch: pytest.MonkeyPatch, 
     code, _, _ = native._load(network, target, "f32", Integers(), True, 2)
     plans = [lower(network, target, threads=threads) for threads in (1, 2)]
     needed = {kernel for plan in plans for kernel in plan.kernels}
-    assert sum(len(plan.kernels) for plan in plans) > 1.5 * len(needed)
+    assert sum(len(plan.kernels) for plan in plans) > 1.4 * len(needed)
     assert len(compiled) == len(set(compiled))
     assert set(compiled) == needed | {Across(224), Down()}
     assert {kernel.name for kernel in compiled} < set(code.address)

@@ -195,11 +195,6 @@ class Code:
                 self._scratch.align = 64
         return Pointer(self, self._scratch, (1,))
 
-    @staticmethod
-    def size(numbers: str) -> int:
-        """Returns the bytes of a number in memory."""
-        return SIZES[numbers]
-
     # ---------------------------------------------------------------------------------------------- kinds of numbers
 
     def to_floats(self, words: Value) -> Value:
@@ -547,6 +542,11 @@ class Pointer:
         one = b.load(self.value, align=align, typ=kind)
         first = b.insert_element(ir.Constant(vector, ir.Undefined), one, ir.Constant(_I32, 0))
         return self.code.shuffled(first, first, [0] * count)
+
+    def apart(self) -> "Pointer":
+        """Returns the same address, in a register: LLVM is not told how it came about."""
+        address = self.code.builder.asm(ir.FunctionType(_POINTER, [_POINTER]), "", "=r,0", [self.value], False)
+        return Pointer(self.code, address, self.strides, self.numbers)
 
     def prefetch(self) -> None:
         """Asks for the cache line here to be in L2 soon; any address will do."""

@@ -36,6 +36,16 @@ def multiplies_matrices(numbers: str, target: Target) -> bool:
     return numbers != "f32" and "tiles" in target.words
 
 
+def fuses(numbers: str, target: Target) -> bool:
+    """Whether a multiply-add is one instruction, and two of them a cycle are known to be done."""
+    return numbers == "f32" and target.machine == "x86_64" and target.lanes > 4
+
+
+def repeats_words(numbers: str, target: Target) -> bool:
+    """Whether a multiply-add takes a word from memory for all of its lanes; else that is an instruction of its own."""
+    return fuses(numbers, target) and target.lanes == 16
+
+
 def byte_offset(target: Target) -> int:
     """Returns what is taken from each of four bytes before a machine multiplies them: 128 makes signed bytes of them,
     where it multiplies no others. Biases make up for it."""  # fmt: skip

@@ -10,7 +10,7 @@ from . import dense, depthwise, depthwise_bytes, matrix, tiled
 from .conv import Conv
 from .dense import Dense
 from .depthwise import Depthwise
-from .kernel import SIZES, Kernel, in_word, whole
+from .kernel import SIZES, Kernel, in_word, multiplies_matrices, whole
 from .memory import ALIGNMENT, Buffer, place
 from .plan import Fill, Integers, Place, Plan, Step, for_floats
 from .pointwise import Pointwise
@@ -155,8 +155,9 @@ class _Lowering:
             width = layer.output.width
             reads = "u8" if self.precision == "int8" else "f32"
             words = -(-layer.kernel * inputs // in_word(reads, self.target))
-            tiles = "tiles" in self.target.words and reads == "u8"
-            high, wide = matrix.tile_shape(self.target, width, (width,), vectors, layer.kernel * words)
+            tiles = multiplies_matrices(reads, self.target)
+            sizes = width, (width,), vectors, layer.kernel * words
+            high, wide = matrix.tile_shape(self.target, reads, *sizes, overlap=True)
             if tiles:
                 high, wide, _, _, depth = tiled.shape((width,), min(vectors, 4), words, words, tall=1)
             if layer.adds:  # to what is there, which is gone once a tile is done
@@ -179,13 +180,13 @@ class _Lowering:
             pixels = tuple(count * layer.output.width for count in counts)
             whole_map = layer.output.height * layer.output.width
             adds = layer.adds is not None
-            if "tiles" in self.target.words and numbers != "f32":
+            if multiplies_matrices(numbers, self.target):
                 room = inputs * SIZES[numbers] // 4
                 high, wide, tall, words, depth = tiled.shape(pixels, vectors, words, room)
                 ahead = tiled.lines_ahead(-(-pixels[0] // high), depth, wide) if counts == (stage.rows,) else 0
                 tile = high, wide, ahead, tall, depth
                 return Tiled(numbers, words, inputs, stored, vectors, ending, adds, nine, *tile)
-            high, wide = matrix.tile_shape(self.target, whole_map, pixels, vectors, words)
+            high, wide = matrix.tile_shape(self.target, numbers, whole_map, pixels, vectors, words)
             # In strips the weights are in cache after the first; in one go every panel comes from the cache behind L2.
             ahead = matrix.lines_ahead(pixels[0] // high, wide, lanes) if counts == (stage.rows,) else 0
             return Pointwise(numbers, words, inputs, stored, vectors, ending, adds, nine, high, wide, ahead)

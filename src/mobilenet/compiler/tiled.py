@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ..common.frozen import frozen
 from . import matrix
 from .conv import Conv
+from .kernel import SIZES
 from .pointwise import Pointwise
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Tiled(Pointwise):
         side = self.high // self.tall
         code.matrices.set_up(side, self.depth)
         scratch = code.scratch(self.high * self.wide * code.lanes)
-        words = 4 // code.size(self.numbers)
+        words = 4 // SIZES[self.numbers]
         source = code.source.shaped(self.stride, words, numbers=self.numbers)
 
         def panel(channel: "Index", parameters: "Pointer", wide: int) -> None:
