@@ -96,6 +96,11 @@ def test_patterns_that_the_shell_left_are_expanded_and_files_named_like_one_are_
     assert listed("[1].jpg") == ["[1].jpg"]
 
 
+def test_a_folder_named_as_standard_input_is_a_folder(here):
+    photo("-/1.jpg")
+    assert listed("./-") == ["-/1.jpg"]
+
+
 def test_lists_give_a_path_a_line_and_standard_input_too(here, monkeypatch):
     photo("in/2.jpg")
     Path("list.txt").write_bytes(b"a b.jpg\r\n\nin\n@list.txt\ncaf\xe9.jpg")

@@ -309,13 +309,12 @@ def _quantize(args: Arguments) -> int:
     from .quantization.comparison import compare
     from .quantization.quantize import quantize
     from .quantization.sweep import Choices
-    from .storage.folder import refuse_output
+    from .storage.folder import refuse_inside, refuse_output
 
     if args.output.resolve() == args.model.resolve():
         raise UsageError(f"output: {args.output} is the float32 model, which would be lost; choose another folder")
     refuse_output(args.output)
-    if args.output.resolve().is_relative_to(args.photos.resolve()):
-        raise UsageError(f"output: {args.output} lies in the photos and would become a class; choose a folder outside")
+    refuse_inside(args.output, args.photos)
     model = load(args.model)
     choices = Choices(args.ranges, equalise=args.equalise, rescale=args.rescale)
     made = quantize(model, args.photos, choices, count=args.count, progress=_progress("quantising"))

@@ -126,7 +126,7 @@ def export(
     checked, run = "not checked: it was not run", None
     if check:
         checked, run = runner(Code(chosen, plan, f"{symbol}_run", files, packed if beside else None))
-    difference = _check(model, run, checked, softmax) if run else None
+    difference = _check(model, run, checked, plan.probabilities) if run else None
     if difference is not None:
         found = f"at most {difference:.2g} from the reference" if difference else "bit by bit the reference's outputs"
         checked += f": {found}"

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import math
-import os
 import time
 from importlib import metadata
 from pathlib import Path
@@ -66,8 +65,7 @@ def train(
     """
     began = time.monotonic()
     settings = settings or Settings()
-    if Path(os.path.abspath(output)).is_relative_to(os.path.abspath(photos)):
-        raise UsageError(f"{shown(output)}: lies in the data set and would become a class; choose a folder outside")
+    folder.refuse_inside(Path(output), Path(photos))
     group = Group.from_environment()
     tell = (report or on_stderr()) if group.is_first else silent
     run_folder = RunFolder(output)
