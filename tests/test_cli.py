@@ -154,7 +154,7 @@ def test_where_a_report_goes_is_looked_at_before_the_work(
 def test_an_int8_model_is_not_made_in_its_photos(model: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, "quantize", model, "--photos", photos, "-o", photos / "int8")
     assert (code, out) == (2, "")
-    assert f"{photos / 'int8'}: lies in the data set and would become a class" in err
+    assert f"output: {photos / 'int8'} lies in the data set and would become a class" in err
     assert sorted(path.name for path in photos.iterdir()) == ["dark", "light"]
 
 

@@ -65,6 +65,15 @@ def test_pointwise(machine: Machine) -> None:
             assert (found == 6).any()
 
 
+@pytest.mark.parametrize(("inputs", "outputs"), [(2, 1), (4, 8), (16, 24), (48, 4), (34, 33), (6, 52)])
+def test_pointwise_whose_last_vector_is_half_empty(machine: Machine, inputs: int, outputs: int) -> None:
+    """Which takes inputs in pairs: with a panel of its own, in one with other vectors, and with a shortcut."""
+    first = stem(outputs, outputs, 5, 9)
+    wide = conv("expand", "pointwise", first.output, inputs, 1, 1, "same", activation="relu6")
+    back = conv("project", "pointwise", wide.output, outputs, 1, 1, "same", adds="stem")
+    check_chain([first, wide, back], machine, False, inputs)
+
+
 def test_shortcut_of_a_standard_convolution(machine: Machine) -> None:
     first = stem(3, 17, 13, 33)
     back = conv("next", "conv", first.output, 17, 3, 1, "same", adds="stem")

@@ -35,7 +35,7 @@ from mobilenet.compiler.stages import stages
 from mobilenet.compiler.targets import TARGETS, choose
 from mobilenet.errors import MobileNetError, UsageError
 
-KERNEL = Pointwise("f32", 5, 8, 32, 2, "relu6", False, False, 2, 2, 0)
+KERNEL = Pointwise("f32", 5, 8, 32, 2, "relu6", False, False, False, 2, 2, 0)
 
 # Its block 0 adds the stem's output, which must therefore be kept whole.
 NARROW = v2(0.05, (500, 480), conventions="torchvision")
@@ -93,7 +93,7 @@ def test_a_tile_fits_in_the_registers(target: targets.Target) -> None:
 
 
 def test_of_tiles_that_are_as_fast_alone_the_one_with_the_fewest_instructions_is_taken() -> None:
-    """14 x 2, 7 x 4 and 6 x 4 multiply and add twice a cycle; an input is an instruction, and so is a weight."""
+    """14 x 2, 9 x 3 and 6 x 4 multiply and add twice a cycle; an input is an instruction, and so is a weight."""
     assert tile_shape(TARGETS["avx512"], "f32", 196, (196,), 32, 512) == (6, 4)
     assert tile_shape(TARGETS["avx2"], "f32", 196, (196,), 66, 512) == (4, 3)
     high, wide = tile_shape(TARGETS["avx512"], "f32", 3136, (3136,), 2, 96)
@@ -103,10 +103,24 @@ def test_of_tiles_that_are_as_fast_alone_the_one_with_the_fewest_instructions_is
 
 
 def test_a_multiply_add_that_reads_its_input_is_one_instruction() -> None:
-    kernel = Pointwise("f32", 96, 96, 16, 1, "linear", False, False, 28, 1, 0)
+    kernel = Pointwise("f32", 96, 96, 16, 1, "linear", False, False, False, 28, 1, 0)
     found = re.findall(r"vfmadd\w+\s+\S*\((.*?)\)\{1to16\}", build.assembly(kernel, TARGETS["avx512"]))
     assert len(found) >= 28 * matrix.UNROLL
     assert not [place for place in found if "," in place]  # a base and an index
+
+
+def test_a_vector_that_is_half_empty_takes_two_inputs_at_a_time() -> None:
+    """Two multiply-adds with one input each and one with both, for each pixel and pair of inputs; all in registers."""
+    plan = lower(v2(1.0, 224), TARGETS["avx512"])
+    kernels = {name: kernel for name, (kernel, _) in plan.packed.items() if isinstance(kernel, Pointwise)}
+    assert [name for name, kernel in kernels.items() if kernel.paired] == ["block1.project", "block2.project"]
+    kernel = kernels["block1.project"]
+    assembly = build.assembly(kernel, TARGETS["avx512"])
+    loops = re.findall(r"^(\.L\w+):\n((?:\t.*\n)+?)\tj\w+\t\1$", assembly, re.MULTILINE)
+    inner = max((body for _, body in loops), key=lambda body: body.count("vfmadd"))
+    assert inner.count("vfmadd") == 3 * kernel.high
+    assert inner.count("vbroadcastsd") == kernel.high
+    assert "rsp" not in inner
 
 
 # ------------------------------------------------------------------------------------------- schedule and memory
@@ -235,7 +249,7 @@ def test_each_distinct_kernel_is_compiled_once(monkeypatch: pytest.MonkeyPatch, 
     code, _, _ = native._load(network, target, "f32", Integers(), True, 2)
     plans = [lower(network, target, threads=threads) for threads in (1, 2)]
     needed = {kernel for plan in plans for kernel in plan.kernels}
-    assert sum(len(plan.kernels) for plan in plans) > 1.4 * len(needed)
+    assert set.intersection(*(set(plan.kernels) for plan in plans))
     assert len(compiled) == len(set(compiled))
     assert set(compiled) == needed | {Across(224), Down()}
     assert {kernel.name for kernel in compiled} < set(code.address)

@@ -8,7 +8,6 @@ patches. Layers are cut into bands of rows, so that bias and activation find a b
 
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from .arch import Layer, Network, Pads, Shape
+from .common.parallel import each
 from .integer import IntegerNetwork
 from .runner import Floats, Runner
 from .storage.tensors_file import Tensors
@@ -52,13 +52,7 @@ class Engine(Runner):
         self._play(image, logits)
 
     def _run(self, images: NDArray[Any], logits: Floats) -> None:
-        workers = min(self.threads, len(images))
-        if workers > 1:
-            with ThreadPoolExecutor(workers) as pool:
-                list(pool.map(self._play, images, logits))
-        else:
-            for image, out in zip(images, logits, strict=True):
-                self._play(image, out)
+        each(lambda n: self._play(images[n], logits[n]), len(images), self.threads)
 
     def _play(self, image: NDArray[Any], out: Floats) -> None:
         if self._integer:

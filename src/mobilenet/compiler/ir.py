@@ -525,9 +525,11 @@ class Pointer:
             found.append(words if whole else code.to_floats(words))
         return found
 
-    def word(self) -> Value:
-        """Returns a vector of the one word of inputs here, as `Code.dot` takes it."""
+    def word(self, *, pair: bool = False) -> Value:
+        """Returns a vector of the one word of inputs here, as `Code.dot` takes it; or in turns of a pair of floats."""
         code, b, lanes = self.code, self.code.builder, self.code.lanes
+        if pair:
+            return b.bitcast(self._repeated(ir.DoubleType(), lanes // 2, 4), code._vector)
         if self.numbers == "f32":
             return self._repeated(_F32, lanes, 4)
         if self.numbers in ("bf16", "i32"):

@@ -46,6 +46,11 @@ def repeats_words(numbers: str, target: Target) -> bool:
     return fuses(numbers, target) and target.lanes == 16
 
 
+def takes_pairs(numbers: str, target: Target, inputs: int, outputs: int) -> bool:
+    """Whether the last vector of a pointwise layer's outputs is half empty and takes two inputs at a time."""
+    return fuses(numbers, target) and inputs % 2 == 0 and 0 < outputs % target.lanes <= target.lanes // 2
+
+
 def byte_offset(target: Target) -> int:
     """Returns what is taken from each of four bytes before a machine multiplies them: 128 makes signed bytes of them,
     where it multiplies no others. Biases make up for it."""  # fmt: skip

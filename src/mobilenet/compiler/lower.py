@@ -10,7 +10,7 @@ from . import dense, depthwise, depthwise_bytes, matrix, tiled
 from .conv import Conv
 from .dense import Dense
 from .depthwise import Depthwise
-from .kernel import SIZES, Kernel, in_word, multiplies_matrices, whole
+from .kernel import SIZES, Kernel, in_word, multiplies_matrices, takes_pairs, whole
 from .memory import ALIGNMENT, Buffer, place
 from .plan import Fill, Integers, Place, Plan, Step, for_floats
 from .pointwise import Pointwise
@@ -185,11 +185,12 @@ class _Lowering:
                 high, wide, tall, words, depth = tiled.shape(pixels, vectors, words, room)
                 ahead = tiled.lines_ahead(-(-pixels[0] // high), depth, wide) if counts == (stage.rows,) else 0
                 tile = high, wide, ahead, tall, depth
-                return Tiled(numbers, words, inputs, stored, vectors, ending, adds, nine, *tile)
-            high, wide = matrix.tile_shape(self.target, numbers, whole_map, pixels, vectors, words)
+                return Tiled(numbers, words, inputs, stored, vectors, ending, adds, nine, False, *tile)
+            paired = takes_pairs(numbers, self.target, words, layer.output.channels)
+            high, wide = matrix.tile_shape(self.target, numbers, whole_map, pixels, vectors, words, paired=paired)
             # In strips the weights are in cache after the first; in one go every panel comes from the cache behind L2.
             ahead = matrix.lines_ahead(pixels[0] // high, wide, lanes) if counts == (stage.rows,) else 0
-            return Pointwise(numbers, words, inputs, stored, vectors, ending, adds, nine, high, wide, ahead)
+            return Pointwise(numbers, words, inputs, stored, vectors, ending, adds, nine, paired, high, wide, ahead)
         if layer.kind == "dense":
             wide = dense.panel_width(layer.output.channels, lanes)
             return Dense(numbers, words, ending, nine, whole(layer.output.channels, wide * lanes), wide)
@@ -322,8 +323,9 @@ def _split_channels(step: Step, kernel: Pointwise, edges: list[int], lanes: int)
         vectors = min(after * kernel.wide, kernel.vectors) - first * kernel.wide
         skipped = first * kernel.wide * lanes
         bytes_ = skipped * SIZES[kernel.numbers]
+        paired = kernel.paired and after * kernel.wide >= kernel.vectors
         mine = step._replace(
-            kernel=replace(kernel, vectors=vectors),
+            kernel=replace(kernel, vectors=vectors, paired=paired),
             out=_moved(step.out, bytes_),
             parameters=_moved(step.parameters, 4 * kernel.rows * skipped),
             extra=_moved(step.extra, bytes_) if kernel.adds else step.extra,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _L1 = 1 << 15  # bytes
 _LINE = 16  # floats in a cache line
 UNROLL = 4  # rounds of the loop over inputs in one: its counter and jump cost nothing beside 4·24 multiply-adds
+PAIR = 2  # inputs of a round that is of pairs; of two of these in one LLVM keeps more than there are registers for
 
 
 def tile_shape(
@@ -34,6 +35,7 @@ def tile_shape(
     inputs: int,
     *,
     overlap: bool = False,
+    paired: bool = False,
 ) -> tuple[int, int]:
     """Returns the (pixels, vectors) of the tile that takes the fewest cycles, by the model that is written here.
 
@@ -44,8 +46,9 @@ def tile_shape(
         vectors: of output channels.
         inputs: words of inputs of each sum.
         overlap: whether pixels side by side have inputs in common.
+        paired: whether the last vector takes two inputs at a time, as `tile` says.
     """
-    facts = target, numbers, vectors, inputs, overlap
+    facts = target, numbers, vectors, inputs, overlap, paired
     _, wide = _best((pixels,), (1, min(vectors, target.registers // 2)), *facts)
     return _best(counts, (wide, wide), *facts)
 
@@ -59,6 +62,7 @@ def _best(
     vectors: int,
     inputs: int,
     overlap: bool,
+    paired: bool,
 ) -> tuple[int, int]:
     """Returns the (pixels, vectors) of the tile, from the narrowest to the widest, that takes the fewest cycles."""
     shapes = (
@@ -70,27 +74,41 @@ def _best(
     def cycles(shape: tuple[int, int]) -> tuple[float, int]:
         """Returns those of all calls, their last tiles and panels included; of equal ones the widest is the best."""
         high, wide = shape
-        count, rest = divmod(vectors, wide)
-        row = count * _tile_cycles(target, numbers, high, wide, inputs, overlap)
-        row += _tile_cycles(target, numbers, high, rest, inputs, overlap) if rest else 0
+        count, last = _panels(vectors, wide, paired)
+        row = count * _tile_cycles(target, numbers, high, wide, inputs, overlap, False)
+        row += _tile_cycles(target, numbers, high, last, inputs, overlap, paired) if last else 0
         return sum(-(-pixels // high) for pixels in counts) * row, -wide
 
     return min(shapes, key=cycles)
 
 
-def _tile_cycles(target: Target, numbers: str, high: int, wide: int, inputs: int, overlap: bool) -> float:
+def _panels(vectors: int, wide: int, paired: bool) -> tuple[int, int]:
+    """Returns the number of panels that have the same code, and the vectors of the last one if it has its own, or 0."""
+    count = (vectors - paired) // wide
+    return count, vectors - count * wide
+
+
+def _reads_inputs(numbers: str, target: Target, single: int, overlap: bool) -> bool:
+    """Whether multiply-adds read their inputs themselves: each is for a `single` vector, at an address of its own."""
+    return single == 1 and not overlap and repeats_words(numbers, target)
+
+
+def _tile_cycles(target: Target, numbers: str, high: int, wide: int, inputs: int, overlap: bool, paired: bool) -> float:
     """Returns the cycles of a tile: two multiply-adds and two loads a cycle, sums that wait 4 cycles for themselves.
 
     Weights of a panel that is larger than L1 come from L2, 24 bytes a cycle. Where a multiply-add is one instruction
     this is the mean of a core alone and of one whose other thread is at work too. It takes some 2.15 instructions a
     cycle then, 1.55 of them loads, and tiles that are as fast alone differ by 15% (measured with AVX-512).
     """
-    products, loads, size = high * wide, high + wide, 4 * target.lanes * wide
-    cycles = max(products / 2, loads / 2, 4.0, size / 24 if inputs * size > _L1 else 0.0)
+    single = wide - paired  # vectors that take one input at a time
+    vectors = single + paired / 2  # that are read and multiplied for each input
+    products, pairs, size = high * vectors, high * paired / 2, 4 * target.lanes * vectors
+    loads = (high if single else 0) + pairs + vectors
+    cycles = max(products / 2, loads / 2, 4.0 if single else 2.0, size / 24 if inputs * size > _L1 else 0.0)
     if fuses(numbers, target):
-        read = wide if wide == 1 and not overlap and repeats_words(numbers, target) else loads
+        read = pairs + vectors if _reads_inputs(numbers, target, single, overlap) else loads
         cycles = (cycles + max(cycles, products / 1.55, (products + read) / 2.15, loads / 1.55)) / 2
-    return inputs * cycles + products + 10
+    return inputs * cycles + high * wide + 10
 
 
 def pack(packed: Words, rows: Sequence[NDArray[Any]], stored: int, step: int, fours: Sequence[int] = ()) -> None:
@@ -116,6 +134,18 @@ def pack(packed: Words, rows: Sequence[NDArray[Any]], stored: int, step: int, fo
             panel[:, :whole] = groups[..., list(fours)].reshape(count, whole)
 
 
+def in_pairs(rows: Floats, lanes: int, each: int) -> Floats:
+    """Returns rows [count, outputs] with the last vector of outputs as a paired `tile` reads it: of `each` rows the
+    first holds all, side by side for each output; where `each` is 1 zeros are beside it."""
+    whole_ = rows.shape[1] // lanes * lanes
+    found = np.zeros((len(rows), whole_ + lanes), np.float32)
+    found[:, :whole_] = rows[:, :whole_]
+    for row in range(each):
+        outputs = rows[row::each, whole_:]
+        found[::each, whole_ + row : whole_ + row + 2 * outputs.shape[1] : 2] = outputs
+    return found
+
+
 def words(weight: Floats, numbers: str, size: int) -> Words:
     """Returns weights [..., inputs, outputs] by the word [..., words, outputs]: `size` inputs side by side in each."""
     *rest, inputs, outputs = weight.shape
@@ -131,17 +161,27 @@ def to_bf16(x: Floats) -> NDArray[np.uint16]:
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
 
-def for_panels(code: "Code", vectors: int, wide: int, rows: int, body: "Callable[[Index, Pointer, int], None]") -> None:
-    """Calls the body for each panel, of `rows` rows, with its first output channel, its parameters, and its vectors."""
+def for_panels(
+    code: "Code",
+    vectors: int,
+    wide: int,
+    rows: int,
+    body: "Callable[[Index, Pointer, int], None]",
+    last: "Callable[[Index, Pointer, int], None] | None" = None,
+) -> None:
+    """Calls the body for each panel, of `rows` rows, with its first output channel, its parameters, and its vectors.
+
+    `last` is the body of the last panel where that is another.
+    """
     step = wide * code.lanes
-    count, rest = divmod(vectors, wide)
+    count, rest = _panels(vectors, wide, last is not None)
     parameters = code.parameters.shaped(rows * step)
     if count == 1:
         body(0, parameters.at(0).shaped(step, 1), wide)
     elif count > 1:
         code.loop(0, count, 1, lambda i: body(code.product(i, step), parameters.at(i).shaped(step, 1), wide))
     if rest:
-        body(count * step, parameters.at(count).shaped(rest * code.lanes, 1), rest)
+        (last or body)(count * step, parameters.at(count).shaped(rest * code.lanes, 1), rest)
 
 
 def lines_ahead(tiles: int, wide: int, lanes: int) -> int:
@@ -174,8 +214,13 @@ def tile(
     length: int,
     panel: "Pointer",
     ahead: "tuple[Pointer, int] | None" = None,
+    *,
+    paired: bool = False,
 ) -> "list[list[Value]]":
     """Returns the sums [high][wide] of a tile, bias included.
+
+    The last vector of a `paired` tile has but half of its outputs. Lanes 2j and 2j + 1 are output j's, of the inputs
+    with an even and an odd number, and a multiply-add is for two inputs.
 
     Args:
         segments: where each piece of the inputs begins, shaped [pixel][number].
@@ -188,28 +233,53 @@ def tile(
     # have in common in more registers than there are, and takes 1.6 times as long.
     unroll = 3 if length % 3 == 0 and length % UNROLL else UNROLL
     numbers = segments[0].numbers
-    if code.products_written_out(numbers):
+    if paired or code.products_written_out(numbers):
         unroll = 1
     size = in_word(numbers, code.target)
     panel = panel.shaped(*panel.strides, numbers="f32" if numbers == "f32" else "i32")
     biases = panel.shaped(*panel.strides, numbers="i32" if numbers == "u8" else "f32")
     sums = [biases.at(0, v).load() for v in vectors] * high
-    alone = wide == 1 and len(segments) == 1 and repeats_words(numbers, code.target)
+    single = wide - paired
+    alone = _reads_inputs(numbers, code.target, single, len(segments) > 1)
+    each = PAIR if paired else 1
+
+    def multiply(
+        sums: "list[Value]", segment: "Pointer", k: "Index", first: int, columns: range, *, pair: bool = False
+    ) -> None:
+        """Adds to the sums in some columns the products of input k, or of a pair from there on; 0 has row `first`."""
+        weights = [panel.at(code.sum(k, first), vectors[v]).load() for v in columns]
+        # At an address with an index a multiply-add that reads its input is two instructions; and of a pair that is
+        # read here LLVM would take the single inputs apart.
+        inputs = segment.at(0, code.product(k, size)).apart().shaped(*segment.strides) if alone or pair else None
+        for p in range(high):  # one input at a time: read together they would push the sums out of the registers
+            place = inputs.at(p) if inputs else segment.at(p, code.product(k, size))
+            x = place.word(pair=pair)
+            for v, w in zip(columns, weights, strict=True):
+                sums[p * wide + v] = code.dot(numbers, x, w, sums[p * wide + v])
+
     for number, segment in enumerate(segments):
         first = 1 + number * length
 
         def accumulate(k: "Index", *sums: "Value", segment: "Pointer" = segment, first: int = first) -> "list[Value]":
-            weights = [panel.at(code.sum(k, first), v).load() for v in vectors]
-            found = []
-            # At an address with an index a multiply-add that reads its input is two instructions.
-            inputs = segment.at(0, code.product(k, size)).apart().shaped(*segment.strides) if alone else None
-            for p in range(high):  # one input at a time: read together they would push the sums out of the registers
-                x = (inputs.at(p) if inputs else segment.at(p, code.product(k, size))).word()
-                found += [code.dot(numbers, x, w, sums[p * wide + v]) for v, w in enumerate(weights)]
+            found = list(sums)
+            if paired:
+                k = code.product(k, PAIR)
+                multiply(found, segment, k, first, range(single, wide), pair=True)
+            for i in range(each if single else 0):
+                multiply(found, segment, code.sum(k, i), first, range(single))
             return found
 
-        sums = code.unrolled(length, unroll, accumulate, sums, (lambda k: ask(ahead, k, UNROLL)) if ahead else None)
-    return [sums[p * wide : (p + 1) * wide] for p in range(high)]
+        asks = (lambda k: ask(ahead, k, 1 if paired else UNROLL)) if ahead else None
+        sums = code.unrolled(length // each, unroll, accumulate, sums, asks)
+    rows = [sums[p * wide : (p + 1) * wide] for p in range(high)]
+    return [[*row[:-1], _folded(code, row[-1])] for row in rows] if paired else rows
+
+
+def _folded(code: "Code", x: "Value") -> "Value":
+    """Returns the sums of neighbouring lanes, zeros behind them."""
+    zeros, half = code.constant(0), code.lanes // 2
+    halves = [code.shuffled(x, zeros, [*range(odd, code.lanes, 2), *[code.lanes] * half]) for odd in (0, 1)]
+    return code.add(*halves)
 
 
 def completed(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ..arch import Layer, Network
 from ..common.checks import choice
 from ..common.frozen import frozen
+from ..common.parallel import each
 from ..common.progress import counter
 from ..errors import MobileNetError, UsageError
 from ..quantized import EXACT, centred_weight, largest_sums, lower_clamp, rescale_of
@@ -152,12 +153,8 @@ class NativeEngine(Runner):
         self._alone.play(image, logits)
 
     def _run(self, images: NDArray[Any], logits: Floats) -> None:
-        workers = min(self.threads, len(images))
-        if workers > 1:
-            from concurrent.futures import ThreadPoolExecutor  # with what it imports 6 ms, not needed for one photo
-
-            with ThreadPoolExecutor(workers) as pool:
-                list(pool.map(self._alone.play, images, logits))
+        if self.threads > 1 and len(images) > 1:
+            each(lambda n: self._alone.play(images[n], logits[n]), len(images), self.threads)
         else:
             for n in range(len(images)):  # the end of an iteration over an array takes as long as a small layer
                 self._together.play(images[n], logits[n])

@@ -16,6 +16,7 @@ from .depthwise_bytes import DepthwiseBytes
 from .kernel import Floats, Words, byte_offset, four_order, in_word, pad
 from .memory import ALIGNMENT
 from .plan import Plan
+from .pointwise import Pointwise
 from .pool import Pool
 from .scale import Scale
 
@@ -62,6 +63,8 @@ def _pack(place: Words, plan: Plan, kernel: Any, rows: tuple[NDArray[Any], NDArr
         place[...] = depthwise.pack([bias, weight, *last], stored, lanes)
         return
     size = in_word(kernel.numbers, plan.target)
+    if isinstance(kernel, Pointwise) and kernel.paired:
+        bias, weight = matrix.in_pairs(bias[None], lanes, 1)[0], matrix.in_pairs(weight, lanes, 2)
     if isinstance(kernel, Conv):  # the channels that are stored of each pixel, though the image has fewer
         weight = pad(weight, 2, kernel.channels)
         weight = weight.reshape(kernel.kernel, -1, weight.shape[-1])

@@ -1,6 +1,7 @@
 """Pointwise convolution: the product of [pixels, inputs] and [inputs, outputs], with bias, activation and shortcut."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..common.frozen import frozen
@@ -25,6 +26,7 @@ class Pointwise(Kernel):
         adds: whether `extra`, laid out as the output, is added after the activation.
         high, wide: the register tile: pixels and vectors.
         nine: whether weights have nine bits, as `matrix.completed` says.
+        paired: whether the last vector of outputs takes two inputs at a time, as `matrix.tile` says.
         ahead: cache lines of the next panel's weights to ask for in each round of the loop over inputs; 0 for none.
     """
 
@@ -36,6 +38,7 @@ class Pointwise(Kernel):
     ending: str
     adds: bool
     nine: bool
+    paired: bool
     high: int
     wide: int
     ahead: int
@@ -54,20 +57,22 @@ class Pointwise(Kernel):
         """Writes the kernel."""
         source = code.source.shaped(self.stride, 1, numbers=self.numbers)
 
-        def panel(channel: "Index", parameters: "Pointer", wide: int) -> None:
+        def panel(channel: "Index", parameters: "Pointer", wide: int, *, paired: bool = False) -> None:
             def tile(pixel: "Index") -> None:
                 piece = source.at(pixel).shaped(self.stride, 1)
                 ahead = None
                 if self.ahead:
                     size = self.rows * wide * code.lanes
-                    rounds = self.inputs // matrix.UNROLL
-                    ahead = matrix.ahead_of(parameters, size, rounds, pixel, self.high, self.ahead)
-                sums = matrix.tile(code, self.high, wide, [piece], self.inputs, parameters, ahead)
+                    each = matrix.PAIR if paired else matrix.UNROLL
+                    lines = -(-self.ahead * each // matrix.UNROLL)
+                    ahead = matrix.ahead_of(parameters, size, self.inputs // each, pixel, self.high, lines)
+                sums = matrix.tile(code, self.high, wide, [piece], self.inputs, parameters, ahead, paired=paired)
                 self.store(code, sums, pixel, channel, parameters)
 
             code.tiles(code.begin, code.end, self.high, tile)
 
-        matrix.for_panels(code, self.vectors, self.wide, self.rows, panel)
+        last = partial(panel, paired=True) if self.paired else None
+        matrix.for_panels(code, self.vectors, self.wide, self.rows, panel, last)
 
     def store(
         self,

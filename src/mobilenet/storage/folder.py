@@ -239,7 +239,9 @@ def refuse_output(folder: Path) -> None:
 def refuse_inside(folder: Path, photos: Path) -> None:
     """Raises UsageError where a folder that is to be made would be one of a data set's."""
     if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(photos)):
-        raise UsageError(f"{shown(folder)}: lies in the data set and would become a class; choose a folder outside")
+        raise UsageError(
+            f"output: {shown(folder)} lies in the data set and would become a class; choose a folder outside"
+        )
 
 
 def _refuse_other_files(folder: Path) -> None:
