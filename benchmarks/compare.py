@@ -46,7 +46,7 @@ from mobilenet.export import int8
 
 RESULTS = Path(__file__).with_name("results.json")
 WORKING, WARMING, SWEEPING = 0.3, 0.1, 0.3  # seconds of a round, before it, and of a batch's trial
-SWEEPS = 3  # trials of each batch: what takes one while the machine is slow should not lose, nor win while it is fast
+SWEEPS = 3  # trials of each batch, whose median counts: one moment when the machine is slow should not decide
 
 # Memory that is freed stays with its process, or PyTorch takes 1.2 times as long (V2 1.0 224), all of it page faults.
 KEEPING_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "1000000000"}

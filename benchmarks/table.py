@@ -143,7 +143,7 @@ def _pipeline(results: dict[str, Any]) -> list[str]:
     machine, sides = results["machine"], results["sides"]
     versions = ", ".join(f"{name} {version.partition('+')[0]}" for name, version in machine["versions"].items())
     about = (
-        f"From JPEG files to labels ([`pipeline.py`](benchmarks/pipeline.py), {machine['date']}, {versions}): V2 1.0 "
+        f"From JPEG files to labels ([`pipeline.py`](benchmarks/pipeline.py), {machine['date']}, {machine['processor']}, {versions}): V2 1.0 "
         f"224 on {results['threads']} threads, int8 with the rescale {results['rescale']}, torchvision float32; "
         f"{results['photos']} photos, in turns, medians of {len(sides[OURS]['rates'])} rounds, each side the fastest "
         "of its ways."

@@ -7,6 +7,7 @@ from compiler_tools import Machine, chain, check_chain, conv, guarded_floats, ma
 from members import DEEP
 from mobilenet.arch import Layer, Shape
 from mobilenet.compiler import depthwise, native, pack, schedule
+from mobilenet.compiler.lower import lower
 
 CHANNELS = (1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 48, 65)
 SIZES = (1, 2, 3, 5, 7, 8, 13, 15, 16, 17, 29, 33)
@@ -65,13 +66,17 @@ def test_pointwise(machine: Machine) -> None:
             assert (found == 6).any()
 
 
-@pytest.mark.parametrize(("inputs", "outputs"), [(2, 1), (4, 8), (16, 24), (48, 4), (34, 33), (6, 52)])
+@pytest.mark.parametrize(("inputs", "outputs"), [(2, 1), (4, 8), (16, 24), (48, 4), (34, 33), (6, 52), (5, 8)])
 def test_pointwise_whose_last_vector_is_half_empty(machine: Machine, inputs: int, outputs: int) -> None:
-    """Which takes inputs in pairs: with a panel of its own, in one with other vectors, and with a shortcut."""
+    """Which takes inputs in pairs, where there are: with a panel of its own, or in one with others, and a shortcut."""
     first = stem(outputs, outputs, 5, 9)
     wide = conv("expand", "pointwise", first.output, inputs, 1, 1, "same", activation="relu6")
     back = conv("project", "pointwise", wide.output, outputs, 1, 1, "same", adds="stem")
     check_chain([first, wide, back], machine, False, inputs)
+    network = chain([first, wide, back])
+    kernel, _ = lower(network, machine.target, precision=machine.precision).packed["project"]
+    pairs = machine.precision == "f32" and machine.target.lanes == 16 and inputs % 2 == 0
+    assert kernel.paired == pairs
 
 
 def test_shortcut_of_a_standard_convolution(machine: Machine) -> None:

@@ -149,13 +149,22 @@ def test_results_are_the_same_however_they_are_computed(precision: str) -> None:
 
 @pytest.mark.parametrize(("threads", "precision"), [(2, "f32"), (3, "bf16"), (5, "f32")])
 def test_one_image_over_threads_is_the_same(threads: int, precision: str) -> None:
-    """Bit by bit: V2 with strips and with layers split by channels, and V1, whose last layers are a few pixels."""
-    for network in (v2(0.5, (160, 129), 70), v1(0.5, (128, 150), 9), v2(0.35, 64, 5, separable=False)):
+    """Bit by bit: V2 with strips and with layers split by channels, also where the last vector is half empty, and V1,
+    whose last layers are a few pixels."""  # fmt: skip
+    networks = v2(0.5, (160, 129), 70), v2(0.75, 96, 5), v1(0.5, (128, 150), 9), v2(0.35, 64, 5, separable=False)
+    for network in networks:
         engine = NativeEngine(trained(network, threads), threads, precision=precision)
         pixels = images(network, 2, threads)
         apart = engine(pixels)  # each on one thread
         assert np.array_equal(engine(pixels[:1]), apart[:1])
         assert np.array_equal(engine(pixels[1:]), apart[1:])
+
+
+def test_of_channels_that_threads_share_the_last_ones_alone_are_a_half_empty_vector() -> None:
+    parts = lower(v2(0.75, 96, 5), TARGETS["avx512"], threads=2).parts
+    kernels = [{step.layer: step.kernel for step in part if step} for part in parts]
+    assert [part["block10.project"].paired for part in kernels] == [False, True]
+    assert [part["block10.project"].vectors for part in kernels] == [3, 2]
 
 
 @pytest.mark.skipif(not UNICORN, reason="needs unicorn")

@@ -85,8 +85,8 @@ def test_an_arm_processor_gets_the_best_it_has(monkeypatch: pytest.MonkeyPatch) 
 def test_a_tile_fits_in_the_registers(target: targets.Target) -> None:
     for pixels in (1, 2, 7, 49, 12544):
         for vectors in (1, 2, 3, 6, 20):
-            for numbers in ("f32", "bf16", "u8"):
-                high, wide = tile_shape(target, numbers, pixels, (pixels,), vectors, 96)
+            for numbers, paired in (("f32", False), ("f32", True), ("bf16", False), ("u8", False)):
+                high, wide = tile_shape(target, numbers, pixels, (pixels,), vectors, 96, paired=paired)
                 assert 1 <= high <= pixels
                 assert 1 <= wide <= vectors
                 assert high * wide + wide + 1 <= target.registers
@@ -117,6 +117,7 @@ def test_a_vector_that_is_half_empty_takes_two_inputs_at_a_time() -> None:
     kernel = kernels["block1.project"]
     assembly = build.assembly(kernel, TARGETS["avx512"])
     loops = re.findall(r"^(\.L\w+):\n((?:\t.*\n)+?)\tj\w+\t\1$", assembly, re.MULTILINE)
+    assert loops, "a label, instructions, and a jump to it"
     inner = max((body for _, body in loops), key=lambda body: body.count("vfmadd"))
     assert inner.count("vfmadd") == 3 * kernel.high
     assert inner.count("vbroadcastsd") == kernel.high
@@ -249,7 +250,7 @@ def test_each_distinct_kernel_is_compiled_once(monkeypatch: pytest.MonkeyPatch, 
     code, _, _ = native._load(network, target, "f32", Integers(), True, 2)
     plans = [lower(network, target, threads=threads) for threads in (1, 2)]
     needed = {kernel for plan in plans for kernel in plan.kernels}
-    assert set.intersection(*(set(plan.kernels) for plan in plans))
+    assert len(set.intersection(*(set(plan.kernels) for plan in plans))) > len(plans[0].kernels) // 2
     assert len(compiled) == len(set(compiled))
     assert set(compiled) == needed | {Across(224), Down()}
     assert {kernel.name for kernel in compiled} < set(code.address)

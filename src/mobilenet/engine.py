@@ -16,7 +16,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from .arch import Layer, Network, Pads, Shape
-from .common.parallel import each
+from .common.parallel import for_each
 from .integer import IntegerNetwork
 from .runner import Floats, Runner
 from .storage.tensors_file import Tensors
@@ -52,7 +52,7 @@ class Engine(Runner):
         self._play(image, logits)
 
     def _run(self, images: NDArray[Any], logits: Floats) -> None:
-        each(lambda n: self._play(images[n], logits[n]), len(images), self.threads)
+        for_each(lambda n: self._play(images[n], logits[n]), len(images), self.threads)
 
     def _play(self, image: NDArray[Any], out: Floats) -> None:
         if self._integer:

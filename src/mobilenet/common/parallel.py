@@ -24,20 +24,24 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def each(work: Callable[[int], None], count: int, threads: int) -> None:
+def for_each(work: Callable[[int], None], count: int, threads: int) -> None:
     """Does `work(n)` of each n below `count`, in threads of which the caller's is one.
 
-    An engine's threads start on the processor where the caller runs and share it for milliseconds, a few images. With
-    the caller at work itself there is one thread less to be moved: two images on two threads take half of the time.
+    Where all were new and the caller waited, two images on two threads took twice as long: such threads begin on one
+    processor and stay there for milliseconds. After an exception, also in the caller alone, no thread takes another n.
     """
-    left = iter(range(count))
+    waiting = deque(range(count))  # its popleft is atomic
 
     def do() -> None:
         try:
-            for n in left:
+            while True:
+                try:
+                    n = waiting.popleft()
+                except IndexError:
+                    return
                 work(n)
-        finally:  # after an exception the other threads need not go on
-            deque(left, 0)
+        finally:
+            waiting.clear()
 
     helpers = min(threads, count) - 1
     if helpers < 1:
@@ -46,10 +50,13 @@ def each(work: Callable[[int], None], count: int, threads: int) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(helpers) as pool:
-        others = [pool.submit(do) for _ in range(helpers)]
-        do()
-    for other in others:
-        other.result()
+        try:
+            helping = [pool.submit(do) for _ in range(helpers)]
+            do()
+        finally:
+            waiting.clear()
+        for helper in helping:
+            helper.result()
 
 
 def in_threads(

@@ -47,8 +47,11 @@ def repeats_words(numbers: str, target: Target) -> bool:
 
 
 def takes_pairs(numbers: str, target: Target, inputs: int, outputs: int) -> bool:
-    """Whether the last vector of a pointwise layer's outputs is half empty and takes two inputs at a time."""
-    return fuses(numbers, target) and inputs % 2 == 0 and 0 < outputs % target.lanes <= target.lanes // 2
+    """Whether the last vector of a pointwise layer's outputs, half empty or more, takes two inputs at a time.
+
+    With as many lanes as this is worth it for: fewer are seldom half empty, channels being multiples of 8.
+    """
+    return repeats_words(numbers, target) and inputs % 2 == 0 and 0 < outputs % target.lanes <= target.lanes // 2
 
 
 def byte_offset(target: Target) -> int:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 MEMORY = 1 << 27  # bytes that are read for the bandwidth of memory: more than most caches hold
 CACHE = 1 << 19  # bytes that each thread reads again and again, for its L2 cache's: half of the smallest of servers
-# Of the loop of multiply-adds: 0.04 to 0.5 ms, beside which the microsecond of a call is nothing, and within which a
-# thread is seldom interrupted.
+# Of the loop of multiply-adds: some 0.1 ms, beside which the microsecond of a call is little, and within which a thread
+# is seldom interrupted.
 _ROUNDS = 20000
 _TIMES = 5
 _SIDE = 16  # rows, and words of a row, of a matrix register

@@ -1,9 +1,10 @@
 """The register tile that every convolution but the depthwise one is made of: pixels x vectors of output channels.
 
-The sums of a tile stay in registers while the input channels go by; each input is read once a tile and multiplied with
-`vectors` vectors of weights, each vector of weights with `pixels` inputs. Weights are packed in the order in which they
-are read, panel by panel of `vectors` vectors: [panel][bias, then inputs, then the ending's][vectors · lanes]. Inputs go
-by in words of 32 bits, a float, two bfloat16 or two or four bytes, and so do their weights.
+The sums of a tile stay in registers while the input channels go by; each input is read once a tile (twice where the
+last vector takes them in pairs) and multiplied with `vectors` vectors of weights, each vector of weights with `pixels`
+inputs. Weights are packed in the order in which they are read, panel by panel of `vectors` vectors:
+[panel][bias, then inputs, then the ending's][vectors · lanes]. Inputs go by in words of 32 bits, a float, two bfloat16
+or two or four bytes, and so do their weights.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 _L1 = 1 << 15  # bytes
 _LINE = 16  # floats in a cache line
 UNROLL = 4  # rounds of the loop over inputs in one: its counter and jump cost nothing beside 4·24 multiply-adds
-PAIR = 2  # inputs of a round that is of pairs; of two of these in one LLVM keeps more than there are registers for
+PAIR = 2  # inputs of a round that takes them in pairs; two pairs in one are more than LLVM keeps in registers
 
 
 def tile_shape(
@@ -219,8 +220,8 @@ def tile(
 ) -> "list[list[Value]]":
     """Returns the sums [high][wide] of a tile, bias included.
 
-    The last vector of a `paired` tile has but half of its outputs. Lanes 2j and 2j + 1 are output j's, of the inputs
-    with an even and an odd number, and a multiply-add is for two inputs.
+    The last vector of a `paired` tile, of floats, has at most half of its outputs. Lanes 2j and 2j + 1 are output j's,
+    of the inputs with an even and an odd number, and a multiply-add is for two inputs.
 
     Args:
         segments: where each piece of the inputs begins, shaped [pixel][number].
@@ -228,6 +229,7 @@ def tile(
         panel: parameters, shaped [bias, then inputs][channel].
         ahead: memory to ask for in the meantime: where it begins and cache lines for each round of the loop.
     """
+    assert not paired or (length % PAIR == 0 and segments[0].numbers == "f32")
     vectors = [v * code.lanes for v in range(wide)]
     # A loop even where it is short (the stem's runs are 9 inputs): written out, LLVM keeps what pixels side by side
     # have in common in more registers than there are, and takes 1.6 times as long.
@@ -241,7 +243,6 @@ def tile(
     sums = [biases.at(0, v).load() for v in vectors] * high
     single = wide - paired
     alone = _reads_inputs(numbers, code.target, single, len(segments) > 1)
-    each = PAIR if paired else 1
 
     def multiply(
         sums: "list[Value]", segment: "Pointer", k: "Index", first: int, columns: range, *, pair: bool = False
@@ -265,12 +266,13 @@ def tile(
             if paired:
                 k = code.product(k, PAIR)
                 multiply(found, segment, k, first, range(single, wide), pair=True)
-            for i in range(each if single else 0):
+            for i in range((PAIR if paired else 1) if single else 0):
                 multiply(found, segment, code.sum(k, i), first, range(single))
             return found
 
         asks = (lambda k: ask(ahead, k, 1 if paired else UNROLL)) if ahead else None
-        sums = code.unrolled(length // each, unroll, accumulate, sums, asks)
+        rounds = length // PAIR if paired else length
+        sums = code.unrolled(rounds, unroll, accumulate, sums, asks)
     rows = [sums[p * wide : (p + 1) * wide] for p in range(high)]
     return [[*row[:-1], _folded(code, row[-1])] for row in rows] if paired else rows
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..arch import Layer, Network
 from ..common.checks import choice
 from ..common.frozen import frozen
-from ..common.parallel import each
+from ..common.parallel import for_each
 from ..common.progress import counter
 from ..errors import MobileNetError, UsageError
 from ..quantized import EXACT, centred_weight, largest_sums, lower_clamp, rescale_of
@@ -154,7 +154,7 @@ class NativeEngine(Runner):
 
     def _run(self, images: NDArray[Any], logits: Floats) -> None:
         if self.threads > 1 and len(images) > 1:
-            each(lambda n: self._alone.play(images[n], logits[n]), len(images), self.threads)
+            for_each(lambda n: self._alone.play(images[n], logits[n]), len(images), self.threads)
         else:
             for n in range(len(images)):  # the end of an iteration over an array takes as long as a small layer
                 self._together.play(images[n], logits[n])

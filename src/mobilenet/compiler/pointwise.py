@@ -27,7 +27,7 @@ class Pointwise(Kernel):
         high, wide: the register tile: pixels and vectors.
         nine: whether weights have nine bits, as `matrix.completed` says.
         paired: whether the last vector of outputs takes two inputs at a time, as `matrix.tile` says.
-        ahead: cache lines of the next panel's weights to ask for in each round of the loop over inputs; 0 for none.
+        ahead: cache lines of the next panel's weights to ask for with each `matrix.UNROLL` inputs; 0 for none.
     """
 
     numbers: str
@@ -63,9 +63,9 @@ class Pointwise(Kernel):
                 ahead = None
                 if self.ahead:
                     size = self.rows * wide * code.lanes
-                    each = matrix.PAIR if paired else matrix.UNROLL
-                    lines = -(-self.ahead * each // matrix.UNROLL)
-                    ahead = matrix.ahead_of(parameters, size, self.inputs // each, pixel, self.high, lines)
+                    in_round = matrix.PAIR if paired else matrix.UNROLL
+                    lines = -(-self.ahead * in_round // matrix.UNROLL)
+                    ahead = matrix.ahead_of(parameters, size, self.inputs // in_round, pixel, self.high, lines)
                 sums = matrix.tile(code, self.high, wide, [piece], self.inputs, parameters, ahead, paired=paired)
                 self.store(code, sums, pixel, channel, parameters)
 
