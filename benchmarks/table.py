@@ -142,11 +142,11 @@ def _pipeline(results: dict[str, Any]) -> list[str]:
     """Returns the paragraph and the table of what `pipeline.py` measured."""
     machine, sides = results["machine"], results["sides"]
     versions = ", ".join(f"{name} {version.partition('+')[0]}" for name, version in machine["versions"].items())
+    where = ", ".join(("[`pipeline.py`](benchmarks/pipeline.py)", machine["date"], machine["processor"], versions))
     about = (
-        f"From JPEG files to labels ([`pipeline.py`](benchmarks/pipeline.py), {machine['date']}, {machine['processor']}, {versions}): V2 1.0 "
-        f"224 on {results['threads']} threads, int8 with the rescale {results['rescale']}, torchvision float32; "
-        f"{results['photos']} photos, in turns, medians of {len(sides[OURS]['rates'])} rounds, each side the fastest "
-        "of its ways."
+        f"From JPEG files to labels ({where}): V2 1.0 224 on {results['threads']} threads, int8 with the rescale "
+        f"{results['rescale']}, torchvision float32; {results['photos']} photos, in turns, medians of "
+        f"{len(sides[OURS]['rates'])} rounds, each side the fastest of its ways."
     )
     rows = ["| | images/s | decoding and resizing, ms of one thread | ours is faster by |", "|---" * 4 + "|"]
     for name, side in sides.items():

@@ -119,11 +119,11 @@ def test_the_pipelines_ratios_are_of_the_same_round() -> None:
         "ours": {"rates": [300.0, 200.0, 400.0], "decoding": [2.0, 3.0, 2.0]},
         "A": {"rates": [100.0, 100.0, 100.0], "decoding": [4.04, 4.04, 9.0]},
     }
-    machine = {"date": "2026-01-31", "versions": {"ours": "1", "A": "2+cpu"}}
+    machine = {"date": "2026-01-31", "processor": "some processor", "versions": {"ours": "1", "A": "2+cpu"}}
     facts = {"machine": machine, "rescale": "full", "photos": 9, "threads": 2, "sides": sides}
     text = table.section(made() | {"pipeline": facts})
     assert "| ours | 300 | 2.0 | – |" in text
     assert "| A | 100 | 4.0 | **3.0** (2.0–4.0) |" in text
     assert "medians of 3 rounds" in text
-    assert "ours 1, A 2)" in text
+    assert "2026-01-31, some processor, ours 1, A 2)" in " ".join(text.split())
     assert "int8 with the rescale full," in text
