@@ -27,8 +27,8 @@ def processors() -> int:
 def for_each(work: Callable[[int], None], count: int, threads: int) -> None:
     """Does `work(n)` of each n below `count`, in threads of which the caller's is one.
 
-    Where all were new and the caller waited, two images on two threads took twice as long: such threads begin on one
-    processor and stay there for milliseconds. After an exception, also in the caller alone, no thread takes another n.
+    Where all were new and the caller waited, two images on two threads took as long as one after the other: such
+    threads seem to begin on one processor. After an exception, in whichever thread, none takes another n.
     """
     waiting = deque(range(count))  # its popleft is atomic
 

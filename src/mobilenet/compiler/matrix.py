@@ -90,7 +90,12 @@ def _panels(vectors: int, wide: int, paired: bool) -> tuple[int, int]:
 
 
 def _reads_inputs(numbers: str, target: Target, single: int, overlap: bool) -> bool:
-    """Whether multiply-adds read their inputs themselves: each is for a `single` vector, at an address of its own."""
+    """Whether multiply-adds read their inputs themselves: one vector alone takes each, at an address of its own.
+
+    Args:
+        single: vectors that take one input at a time.
+        overlap: whether pixels side by side have inputs in common.
+    """
     return single == 1 and not overlap and repeats_words(numbers, target)
 
 
