@@ -33,6 +33,7 @@ class Depthwise(Kernel):
         height, width: of the input.
         ring: rows of the input that are kept, row r at r mod ring.
         channels: stored, whole vectors.
+        vectors: of channels that are computed.
         kernel, stride: the kernel's side and the stride.
         top, left: rows and columns of zeros before the input.
         out_width: of the output.
@@ -49,6 +50,7 @@ class Depthwise(Kernel):
     width: int
     ring: int
     channels: int
+    vectors: int
     kernel: int
     stride: int
     top: int
@@ -108,8 +110,7 @@ class Depthwise(Kernel):
             code.tiles(code.begin, code.end, self.high, lambda y: body(rows(y)))
 
         def for_vectors(body: "Callable[[Index, list[Value]], None]") -> None:
-            vectors = self.channels // code.lanes
-            code.loop(0, vectors, 1, lambda c: body(c, [parameters.at(c, i).load() for i in range(1 + taps)]))
+            code.loop(0, self.vectors, 1, lambda c: body(c, [parameters.at(c, i).load() for i in range(1 + taps)]))
 
         def for_columns(body: "Callable[[Index], None]") -> None:
             self._across(code, body)

@@ -1,8 +1,6 @@
 """From a network to a plan: which kernel computes which rows when, and where everything lies. No LLVM, no weights."""
 
 from collections import Counter
-from dataclasses import replace
-from itertools import pairwise
 
 from ..arch import Layer, Network, Shape
 from ..errors import UsageError
@@ -17,6 +15,7 @@ from .pointwise import Pointwise
 from .pool import Pool
 from .scale import Scale
 from .schedule import Call, Group, groups
+from .shares import split
 from .shortcut import Shortcut
 from .softmax import Softmax
 from .stages import STORED, Stage, alignment, input_channels, stages
@@ -95,11 +94,15 @@ class _Lowering:
     def plan(self) -> Plan:
         parts: list[list[Step | None]] = [[] for _ in range(self.threads)]
         before: Stage | None = None
+        by_channels = False
         for group in self.groups:
-            for part, steps in zip(parts, self._steps(group, before), strict=True):
+            found = self._steps(group, before, by_channels=by_channels)
+            for part, steps in zip(parts, found, strict=True):
                 part += steps
                 part += [None] * (self.threads > 1)
             before = group.stages[-1]
+            own = {step.kernel for steps in found for step in steps if step.layer == before.name}
+            by_channels = not own <= {self.kernels[before.name]}
         if self.softmax:
             parts[0].append(self._probabilities())
             parts = [[*part, *[None] * (self.threads > 1)] for part in parts]
@@ -171,7 +174,7 @@ class _Lowering:
             rows = layer.input.width, (high - 1) * layer.stride + layer.kernel, layer.output.width, high
             by_columns = depthwise.by_columns(stored * SIZES[numbers], *rows)
             across = layer.output.width, ending, self._zero(stage)[0], layer.name in self.integers.large, by_columns
-            down = layer.input.height, layer.input.width, ring, stored, layer.kernel, layer.stride, top, left
+            down = layer.input.height, layer.input.width, ring, stored, vectors, layer.kernel, layer.stride, top, left
             found = Depthwise(numbers, *down, *across, high, wide)
             if numbers == "u8" and depthwise_bytes.fits(found, self.target):
                 return depthwise_bytes.of(found, self.target, min(counts), nine=nine)
@@ -226,8 +229,9 @@ class _Lowering:
 
     # -------------------------------------------------------------------------------------------------------- steps
 
-    def _steps(self, group: Group, before: Stage | None) -> list[list[Step]]:
-        """Returns the steps of a group for each thread; `before` is the stage that its first one reads."""
+    def _steps(self, group: Group, before: Stage | None, *, by_channels: bool) -> list[list[Step]]:
+        """Returns the steps of a group for each thread; `before` is the stage that its first one reads, `by_channels`
+        whether that was split over the threads by channels."""  # fmt: skip
         parts = [
             [
                 step
@@ -238,8 +242,8 @@ class _Lowering:
         ]
         if self.threads == 1 or len(parts) > 1:
             return parts
-        shares = [split(step, self.threads, self.lanes) for step in parts[0]]
-        return [[mine for mine in column if mine] for column in zip(*shares, strict=True)]
+        shares = [split(step, self.threads, self.lanes, by_channels=by_channels) for step in parts[0]]
+        return [[step for share in column for step in share] for column in zip(*shares, strict=True)]
 
     def _with_shortcut(self, stage: Stage, step: Step) -> list[Step]:
         """Returns the step, and before a standard convolution that of its shortcut."""
@@ -297,42 +301,3 @@ def _zeros(pattern: tuple[int, ...]) -> str:
 
 def _buffer(stage: Stage, part: int) -> str:
     return f"{stage.name}@{part}" if part else stage.name
-
-
-def split(step: Step, threads: int, lanes: int) -> list[Step | None]:
-    """Returns a step's work for each of several threads, None for one that has nothing to do.
-
-    Pixels or rows are split at whole tiles. A pointwise layer's output channels are split instead where that is as
-    even: every thread needs only its own part of the weights then, most of what it reads in the late layers.
-    """
-    kernel = step.kernel
-    grain = kernel.high if isinstance(kernel, Pointwise | Depthwise) else 1
-    tiles = (step.end - step.begin) // grain
-    edges = [step.begin + grain * min(-(-tiles * n // threads), tiles - 1) for n in range(threads)] + [step.end]
-    if isinstance(kernel, Pointwise):
-        panels = -(-kernel.vectors // kernel.wide)
-        if -(-panels // threads) / panels <= -(-tiles // threads) / tiles:
-            return _split_channels(step, kernel, [panels * n // threads for n in range(threads + 1)], lanes)
-    return [step._replace(begin=begin, end=end) if begin < end else None for begin, end in pairwise(edges)]
-
-
-def _split_channels(step: Step, kernel: Pointwise, edges: list[int], lanes: int) -> list[Step | None]:
-    """Returns a step cut into panels edges[0]..edges[1], edges[1]..edges[2], …"""
-    found: list[Step | None] = []
-    for first, after in pairwise(edges):
-        vectors = min(after * kernel.wide, kernel.vectors) - first * kernel.wide
-        skipped = first * kernel.wide * lanes
-        bytes_ = skipped * SIZES[kernel.numbers]
-        paired = kernel.paired and after * kernel.wide >= kernel.vectors
-        mine = step._replace(
-            kernel=replace(kernel, vectors=vectors, paired=paired),
-            out=_moved(step.out, bytes_),
-            parameters=_moved(step.parameters, 4 * kernel.rows * skipped),
-            extra=_moved(step.extra, bytes_) if kernel.adds else step.extra,
-        )
-        found.append(mine if vectors > 0 else None)
-    return found
-
-
-def _moved(place: Place, offset: int) -> Place:
-    return place._replace(offset=place.offset + offset)

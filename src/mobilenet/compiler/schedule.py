@@ -128,9 +128,10 @@ def _strip(run: Sequence[Stage], threads: int, cache: int) -> int | None:
     """Returns the rows of a strip; None if the group is better done stage by stage.
 
     Between stages done one by one everything goes through the cache behind L2 once it is larger than L2; strips save
-    that, and read the weights once more each. So: not where everything fits, and the tallest strips that do fit.
+    that, and read the weights once more each. So: not where everything fits, each thread's part in its own L2, and the
+    tallest strips that do fit.
     """
-    if max(stage.size for stage in run[:-1]) <= cache:
+    if max(stage.size for stage in run[:-1]) <= cache * threads:
         return None
     rows = -(-run[-1].rows // threads)
     for count in range(2 if threads == 1 else 1, rows + 1):
