@@ -182,6 +182,15 @@ def test_strips_need_less_memory() -> None:
     assert max(step.begin for step in plans[0].parts[0] if step) == 0
 
 
+@pytest.mark.parametrize(("network", "strips"), [(v1(1.0), False), (v1(0.5), True)])
+def test_threads_do_no_strips_where_too_much_would_be_done_twice(network: Network, strips: bool) -> None:
+    """V1's blocks 3 and 4 have 28 rows, of which each thread would do half and one or two more."""
+    cache = 1 << 18 if strips else 1 << 19  # so that each thread's part of the largest map fits, and the map does not
+    found = [schedule.groups(stages(network, TARGETS["avx512"], "f32"), True, threads, cache) for threads in (1, 2)]
+    together = [{stage.name for stage in group.stages} for groups in found for group in groups if len(group.stages) > 1]
+    assert sum("block4.pointwise" in names for names in together) == 1 + strips
+
+
 # ---------------------------------------------------------------------------------------------------------- sharing
 
 

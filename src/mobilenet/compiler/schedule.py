@@ -14,6 +14,9 @@ from .stages import Stage
 CACHE = 1 << 19
 """Bytes that the rings of a group may take: half of the smallest L2 cache of today\'s servers."""
 
+_WAIT = 1 << 18
+"""Multiply-adds in the 2 µs that threads need to wait for each other."""
+
 
 class Call(NamedTuple):
     """Is the computation of rows begin..end of a stage, `stage` its index in the group."""
@@ -128,10 +131,11 @@ def _strip(run: Sequence[Stage], threads: int, cache: int) -> int | None:
     """Returns the rows of a strip; None if the group is better done stage by stage.
 
     Between stages done one by one everything goes through the cache behind L2 once it is larger than L2; strips save
-    that, and read the weights once more each. So: not where everything fits, each thread's part in its own L2, and the
-    tallest strips that do fit.
+    that, and read the weights once more each. So: not where everything fits, and the tallest strips that do fit. Nor
+    where each thread's part fits, if the rows that threads compute twice take longer than waiting for each other.
     """
-    if max(stage.size for stage in run[:-1]) <= cache * threads:
+    largest = max(stage.size for stage in run[:-1])
+    if largest <= cache or (largest <= cache * threads and _twice(run, threads) > _WAIT * threads * (len(run) - 1)):
         return None
     rows = -(-run[-1].rows // threads)
     for count in range(2 if threads == 1 else 1, rows + 1):
@@ -140,3 +144,10 @@ def _strip(run: Sequence[Stage], threads: int, cache: int) -> int | None:
         if sum(ring * stage.bytes for ring, stage in zip(rings[:-1], run, strict=False)) <= cache:
             return strip
     return None
+
+
+def _twice(run: Sequence[Stage], threads: int) -> int:
+    """Returns the multiply-adds of the rows that more than one thread computes, where they have a group in strips."""
+    parts = group(run, run[-1].rows, threads).parts
+    found = sum((call.end - call.begin) * run[call.stage].macs for part in parts for call in part)
+    return found - sum(stage.rows * stage.macs for stage in run)

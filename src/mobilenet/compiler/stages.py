@@ -1,5 +1,6 @@
 """A network as stages: what one kernel computes, with the rows of its input that rows of its output are made from."""
 
+import math
 from typing import NamedTuple
 
 from ..arch import Layer, Network
@@ -47,6 +48,11 @@ class Stage(NamedTuple):
     def size(self) -> int:
         """Bytes of the whole output."""
         return self.rows * self.bytes
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of a row of the output."""
+        return 0 if self.scales else math.prod(self.layer.weight_shape or (0,)) * self.layer.output.width
 
     def needs(self, begin: int, end: int) -> tuple[int, int]:
         """Returns the rows of the input, first and after the last, that rows begin..end of the output are made from."""
