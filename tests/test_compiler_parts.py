@@ -195,7 +195,7 @@ def test_threads_do_no_strips_where_too_much_would_be_done_twice(network: Networ
 
 
 def test_threads_share_the_tiles_of_a_pointwise_layer_evenly() -> None:
-    """Every pixel of every vector is computed, by one thread if tiles fit, with its own weights, no call too small."""
+    """Every pixel of every vector is computed by one thread, with its own weights, in no call that is too small."""
     generator = random.Random(0)
     middle = 0
     for _ in range(2000):

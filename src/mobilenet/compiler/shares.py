@@ -9,11 +9,13 @@ from .kernel import SIZES, Kernel
 from .plan import Place, Step
 from .pointwise import Pointwise
 
-_WORTH = 1.02  # times what is saved by it costs a panel that two threads need
+_WORTH = 1.02  # as many times less work must a thread have for two threads to need the same panel
 
 
 def split(step: Step, threads: int, lanes: int, *, by_channels: bool) -> list[list[Step]]:
     """Returns a step's work for each of several threads, nothing for one that has nothing to do.
+
+    Panels, channels, rows or whatever else begin..end counts are split between whole tiles.
 
     Args:
         by_channels: whether the step before was split by channels. A depthwise layer is too then, where that is more
