@@ -26,7 +26,7 @@ _ROWS = 4  # of inputs that are interleaved
 
 @frozen
 class DepthwiseBytes(Depthwise):
-    """Is the kernel, for k = 3; `high` is 1 or, at stride 1, 2; `wide` is 1.
+    """Is the kernel, for k = 3; `high` is 1 or, at stride 1, 2; `wide` is 1; `vectors` are all.
 
     Attributes:
         chunk: channels at a time, four vectors; the last chunk ends with the last channel.

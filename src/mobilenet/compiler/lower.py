@@ -101,8 +101,8 @@ class _Lowering:
                 part += steps
                 part += [None] * (self.threads > 1)
             before = group.stages[-1]
-            own = {step.kernel for steps in found for step in steps if step.layer == before.name}
-            by_channels = not own <= {self.kernels[before.name]}
+            kernels = [step.kernel for steps in found for step in steps if step.layer == before.name]
+            by_channels = any(isinstance(each, Pointwise) and each != self.kernels[before.name] for each in kernels)
         if self.softmax:
             parts[0].append(self._probabilities())
             parts = [[*part, *[None] * (self.threads > 1)] for part in parts]

@@ -15,7 +15,7 @@ CACHE = 1 << 19
 """Bytes that the rings of a group may take: half of the smallest L2 cache of today\'s servers."""
 
 _WAIT = 1 << 18
-"""Multiply-adds in the 2 µs that threads need to wait for each other."""
+"""What a core multiplies (AVX-512, float32) in the 2 µs that it takes threads to meet."""
 
 
 class Call(NamedTuple):
@@ -132,7 +132,8 @@ def _strip(run: Sequence[Stage], threads: int, cache: int) -> int | None:
 
     Between stages done one by one everything goes through the cache behind L2 once it is larger than L2; strips save
     that, and read the weights once more each. So: not where everything fits, and the tallest strips that do fit. Nor
-    where each thread's part fits, if the rows that threads compute twice take longer than waiting for each other.
+    where each thread's part of the largest map fits its own L2, if computing rows twice takes longer than the times
+    that threads meet for want of strips (measured with 2 threads).
     """
     largest = max(stage.size for stage in run[:-1])
     if largest <= cache or (largest <= cache * threads and _twice(run, threads) > _WAIT * threads * (len(run) - 1)):

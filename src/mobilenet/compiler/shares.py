@@ -1,34 +1,35 @@
-"""One step's work for several threads, as even as whole tiles allow: who has less waits for who has more."""
+"""One step's work for several threads, as even as whole tiles allow: whoever has less waits for whoever has more."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
 from .depthwise import Depthwise
-from .kernel import SIZES, Kernel
+from .kernel import SIZES
 from .plan import Place, Step
 from .pointwise import Pointwise
 
-_WORTH = 1.02  # as many times less work must a thread have for two threads to need the same panel
+_WORTH = 1.02  # the longest share must shrink by this factor before two threads read the same panel
 
 
 def split(step: Step, threads: int, lanes: int, *, by_channels: bool) -> list[list[Step]]:
-    """Returns a step's work for each of several threads, nothing for one that has nothing to do.
+    """Returns a step's work for each of several threads, an empty list for a thread without any.
 
-    Panels, channels, rows or whatever else begin..end counts are split between whole tiles.
+    Panels, rows or whatever begin..end counts are split between whole tiles.
 
     Args:
-        by_channels: whether the step before was split by channels. A depthwise layer is too then, where that is more
-            even than by rows, and a thread reads what it wrote itself.
+        by_channels: whether the step before was split by channels. A depthwise layer may be too then: a thread reads
+            what it wrote itself.
     """
-    kernel, count = step.kernel, step.end - step.begin
+    kernel = step.kernel
     if isinstance(kernel, Pointwise):
         return _pointwise(step, kernel, threads, lanes)
-    grain = kernel.high if isinstance(kernel, Depthwise) else 1
-    if by_channels and type(kernel) is Depthwise and _most(kernel.vectors, threads) < _most(count // grain, threads):
-        cuts = [kernel.vectors * n // threads for n in range(threads + 1)]
-        return [[_of_channels(step, kernel, *cut, lanes)] if cut[0] < cut[1] else [] for cut in pairwise(cuts)]
-    return _of_rows(step, threads, grain)
+    of_rows = _of_rows(step, threads, kernel.high if isinstance(kernel, Depthwise) else 1)
+    if by_channels and type(kernel) is Depthwise:  # its subclass, for bytes, always computes all channels
+        edges = pairwise(kernel.vectors * n // threads for n in range(threads + 1))
+        of_channels = [[_of_channels(step, kernel, *edge, lanes)] if edge[0] < edge[1] else [] for edge in edges]
+        return min(of_channels, of_rows, key=_longest)
+    return of_rows
 
 
 def _pointwise(step: Step, kernel: Pointwise, threads: int, lanes: int) -> list[list[Step]]:
@@ -49,17 +50,13 @@ def _pointwise(step: Step, kernel: Pointwise, threads: int, lanes: int) -> list[
 
 
 def _longest(shares: Sequence[Sequence[Step]]) -> int:
-    """Returns the work of the thread that has most of a pointwise layer's, a vector of a tile's pixels being 1."""
+    """Returns the work of the thread with most; the unit is one vector of outputs for one tile of pixels or rows."""
 
-    def work(kernel: Kernel, pixels: int) -> int:
-        return -(-pixels // kernel.high) * kernel.vectors if isinstance(kernel, Pointwise) else 0
+    def work(step: Step) -> int:
+        assert isinstance(step.kernel, Pointwise | Depthwise)
+        return -(-(step.end - step.begin) // step.kernel.high) * step.kernel.vectors
 
-    return max(sum(work(step.kernel, step.end - step.begin) for step in share) for share in shares)
-
-
-def _most(count: int, threads: int) -> float:
-    """Returns the largest part of so many things that a thread has."""
-    return -(-count // threads) / count
+    return max(sum(map(work, share)) for share in shares)
 
 
 def _of_rows(step: Step, threads: int, grain: int) -> list[list[Step]]:
@@ -71,33 +68,31 @@ def _of_rows(step: Step, threads: int, grain: int) -> list[list[Step]]:
 
 def _edge(kernel: Pointwise, pixels: int, part: float) -> tuple[int, int]:
     """Returns the (panel, tile of pixels) before which that part of a pointwise layer's work is done."""
-    whole, tiles = pixels // kernel.high, -(-pixels // kernel.high)
     panel = int(kernel.vectors * part / kernel.wide)
     vectors = min(kernel.wide, kernel.vectors - panel * kernel.wide)  # 0 at the very end
+    tiles = -(-pixels // kernel.high)
     tile = round((kernel.vectors * part - panel * kernel.wide) * tiles / max(vectors, 1))
-    if tile < whole:
-        return panel, tile
-    # Beyond the last place that leaves a whole tile of pixels, the nearer of that and the next panel.
-    return (panel, whole - 1) if tile < tiles and whole > 1 else (panel + 1, 0)
+    # A rest that is no whole tile goes to whoever has the tile before it.
+    return (panel, tile) if tile < pixels // kernel.high else (panel + 1, 0)
 
 
 def _of_tiles(step: Step, kernel: Pointwise, first: tuple[int, int], last: tuple[int, int], lanes: int) -> list[Step]:
     """Returns the steps that do a pointwise layer's tiles from one (panel, tile) on to before another."""
     (panel, tile), (end, rest) = first, last
 
-    def piece(panel: int, after: int, begin: int, end: int) -> Step:
-        mine = _of_channels(step, kernel, panel * kernel.wide, min(after * kernel.wide, kernel.vectors), lanes)
+    def of_panels(first: int, after: int, begin: int, end: int) -> Step:
+        mine = _of_channels(step, kernel, first * kernel.wide, min(after * kernel.wide, kernel.vectors), lanes)
         return mine._replace(begin=begin, end=end)
 
     here, there = (step.begin + n * kernel.high for n in (tile, rest))
     if panel == end:
-        return [piece(panel, panel + 1, here, there)] if tile < rest else []
-    found = [piece(panel, panel + 1, here, step.end)] if tile else []
-    panel += bool(tile)
-    if panel < end:
-        found.append(piece(panel, end, step.begin, step.end))
+        return [of_panels(panel, panel + 1, here, there)] if tile < rest else []
+    found = [of_panels(panel, panel + 1, here, step.end)] if tile else []
+    whole = panel + bool(tile)
+    if whole < end:
+        found.append(of_panels(whole, end, step.begin, step.end))
     if rest:
-        found.append(piece(end, end + 1, step.begin, there))
+        found.append(of_panels(end, end + 1, step.begin, there))
     return found
 
 
