@@ -348,7 +348,7 @@ def test_each_distinct_kernel_is_compiled_once(monkeypatch: pytest.MonkeyPatch, 
     code, _, _ = native._load(network, target, "f32", Integers(), True, 2)
     plans = [lower(network, target, threads=threads) for threads in (1, 2)]
     needed = {kernel for plan in plans for kernel in plan.kernels}
-    assert len(set.intersection(*(set(plan.kernels) for plan in plans))) > 10  # 14 of 34: threads share layers unevenly
+    assert len(set.intersection(*(set(plan.kernels) for plan in plans))) >= len(plans[0].kernels) // 2
     assert len(compiled) == len(set(compiled))
     assert set(compiled) == needed | {Across(224), Down()}
     assert {kernel.name for kernel in compiled} < set(code.address)

@@ -78,21 +78,21 @@ def _edge(kernel: Pointwise, pixels: int, part: float) -> tuple[int, int]:
 
 def _of_tiles(step: Step, kernel: Pointwise, first: tuple[int, int], last: tuple[int, int], lanes: int) -> list[Step]:
     """Returns the steps that do a pointwise layer's tiles from one (panel, tile) on to before another."""
-    (panel, tile), (end, rest) = first, last
+    (panel, tile), (final, rest) = first, last
 
     def of_panels(first: int, after: int, begin: int, end: int) -> Step:
         mine = _of_channels(step, kernel, first * kernel.wide, min(after * kernel.wide, kernel.vectors), lanes)
         return mine._replace(begin=begin, end=end)
 
     here, there = (step.begin + n * kernel.high for n in (tile, rest))
-    if panel == end:
+    if panel == final:
         return [of_panels(panel, panel + 1, here, there)] if tile < rest else []
     found = [of_panels(panel, panel + 1, here, step.end)] if tile else []
     whole = panel + bool(tile)
-    if whole < end:
-        found.append(of_panels(whole, end, step.begin, step.end))
+    if whole < final:
+        found.append(of_panels(whole, final, step.begin, step.end))
     if rest:
-        found.append(of_panels(end, end + 1, step.begin, there))
+        found.append(of_panels(final, final + 1, step.begin, there))
     return found
 
 
